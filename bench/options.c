@@ -1,0 +1,405 @@
+/* SPDX-License-Identifier: MIT */
+/* Options: parsing by argp, each mistake told in one line. */
+#include "options.h"
+
+#include <argp.h>
+#include <errno.h>
+#include <limits.h>
+#include <math.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "process.h"
+#include "wharf.h"
+
+enum {
+	EXIT_USAGE = 2,
+	EXIT_SKIPPED = 77,
+
+	OPTION_TOUCH = 256,
+	OPTION_SECONDS,
+	OPTION_CPUS,
+	OPTION_NEAR_MAX,
+	OPTION_PLACEMENT,
+	OPTION_PATIENCE,
+	OPTION_REQUIRE,
+	OPTION_JSON,
+	OPTION_SPIN,
+	OPTION_WAIT,
+	OPTION_INLINE_MAX,
+	OPTION_POOL,
+	OPTION_FRAME,
+	OPTION_SNDBUF,
+};
+
+/* Tried from 208 KiB to 4 MiB: with less, large messages were slower; with more, nothing was clearly faster. */
+enum { SNDBUF_DEFAULT = 1 << 20 };
+
+static const char doc[] =
+	"Measures message transports between two processes on two CPUs, every message checked."
+	"\vCommands: `throughput' sends as many messages as the transport takes; `latency' sends one at a time, to "
+	"and fro, and times each round trip; `probe' prints the round trip of a cache line between the two CPUs.\n"
+	"\n"
+	"SIZE is a number of bytes with an optional k, m or g. Message sizes are multiples of 8.\n"
+	"\n"
+	"The CPUs of a virtual machine move: near each other a cache line takes about 100 ns to and fro, far apart "
+	"about 450. Each repetition is probed before and after, one during which they moved is repeated, and only like "
+	"placements are compared. The ratio of a row is its median divided by the first transport's.\n"
+	"\n"
+	"A requirement like `wharf/seqpacket>=30@64' is about the ratio of two medians at a size (latency: of their "
+	"p50), in near placement if both were measured there, else in far placement. It can be given more than once.\n"
+	"\n"
+	"The form of the JSON is described in bench/json.c.\n"
+	"\n"
+	"Exit status: 0; 1 a transport failed, or a message was lost, changed or out of order; 2 bad options; 3 a "
+	"requirement is not met, or was not measured; 77 there are no two CPUs.";
+
+static const struct argp_option option_table[] = {
+	{ "sizes", 's', "SIZE,...", 0, "message sizes; default 64,256,1k,16k,1m", 1 },
+	{ "transport", 't', "NAME,...", 0, "of wharf, seqpacket, stream; default all, in this order", 1 },
+	{ "touch", OPTION_TOUCH, "full|first", 0, "write and read all of a payload (default) or its first word", 1 },
+	{ "repeat", 'r', "N", 0, "repetitions of each size and transport; default 5", 1 },
+	{ "seconds", OPTION_SECONDS, "S", 0, "length of a repetition, about; default 0.5", 1 },
+	{ "spin", OPTION_SPIN, NULL, 0, "both sides poll instead of sleeping", 1 },
+	{ "cpus", OPTION_CPUS, "A,B", 0, "the sender's and the receiver's CPU; default the first two", 2 },
+	{ "near-max", OPTION_NEAR_MAX, "NS", 0, "cache line round trips below are near; default: found out", 2 },
+	{ "placement", OPTION_PLACEMENT, "near|far|any", 0, "measure in this placement only; default any", 2 },
+	{ "patience", OPTION_PATIENCE, "S", 0, "longest time to wait and repeat for placement; default 60", 2 },
+	{ "require", OPTION_REQUIRE, "A/B>=X@SIZE", 0, "exit with status 3 if that is not so; <= as well", 3 },
+	{ "json", OPTION_JSON, "FILE", OPTION_ARG_OPTIONAL, "print JSON, not a table; or write it to FILE as well", 3 },
+	{ "help", 'h', NULL, 0, "print this and exit", -1 },
+	{ "version", 'V', NULL, 0, "print the library's version and exit", -1 },
+	{ "verbose", 'v', NULL, 0, "tell of each repetition on stderr", 3 },
+	{ "inline-max", OPTION_INLINE_MAX, "SIZE", 0, "wharf: sizes up to this are sent as bytes; default 0", 4 },
+	{ "pool", OPTION_POOL, "SIZE", 0, "wharf: the pool's bytes_max; default the library's", 4 },
+	{ "frame", OPTION_FRAME, "SIZE", 0, "wharf: frame_bytes_max; default the library's", 4 },
+	{ "wait", OPTION_WAIT, "spin|block", 0, "wharf: what a sender without room does; default spin", 4 },
+	{ "sndbuf", OPTION_SNDBUF, "SIZE", 0, "sockets: SO_SNDBUF; default 1m", 5 },
+	{ NULL, 0, NULL, 0, NULL, 0 },
+};
+
+struct parser {
+	struct options *options;
+	const char *require[OPTIONS_REQUIREMENTS_MAX]; /* parsed last: they name sizes and transports */
+	bool command, cpus, told;
+};
+
+__attribute__((format(printf, 2, 3))) static error_t complain(struct parser *parser, const char *format, ...)
+{
+	va_list arguments;
+
+	if (!parser->told) {
+		fputs("wharf-bench: ", stderr);
+		va_start(arguments, format);
+		vfprintf(stderr, format, arguments);
+		va_end(arguments);
+		fputc('\n', stderr);
+	}
+	parser->told = true;
+	return EINVAL;
+}
+
+const char *options_mode_name(enum mode mode)
+{
+	switch (mode) {
+	case MODE_THROUGHPUT:
+		return "throughput";
+	case MODE_LATENCY:
+		return "latency";
+	case MODE_PROBE:
+		return "probe";
+	}
+	return "unknown";
+}
+
+static error_t parse_command(struct parser *parser, const char *word)
+{
+	if (parser->command)
+		return complain(parser, "one command at a time: '%s'", word);
+	for (int mode = MODE_THROUGHPUT; mode <= MODE_PROBE; mode++) {
+		if (!strcmp(word, options_mode_name((enum mode)mode))) {
+			parser->options->mode = (enum mode)mode;
+			parser->command = true;
+			return 0;
+		}
+	}
+	return complain(parser, "no such command: '%s'", word);
+}
+
+/* One of two words. */
+static error_t parse_choice(struct parser *parser, const char *name, const char *word, const char *no, const char *yes,
+	bool *ret_yes)
+{
+	if (strcmp(word, no) && strcmp(word, yes))
+		return complain(parser, "--%s: '%s' is neither '%s' nor '%s'", name, word, no, yes);
+	*ret_yes = !strcmp(word, yes);
+	return 0;
+}
+
+/* Also takes what follows the number, when ret_end is given. */
+static bool parse_number(const char *text, double min, double max, const char **ret_end, double *ret_number)
+{
+	char *end;
+	double number;
+
+	if (!strchr("0123456789.", *text) || !*text)
+		return false;
+	number = strtod(text, &end);
+	if (end == text || (!ret_end && *end) || !(number >= min && number <= max))
+		return false;
+	if (ret_end)
+		*ret_end = end;
+	*ret_number = number;
+	return true;
+}
+
+static error_t parse_double(struct parser *parser, const char *name, const char *text, double min, double max,
+	double *ret_number)
+{
+	if (!parse_number(text, min, max, NULL, ret_number))
+		return complain(parser, "--%s: '%s' is not a number from %g to %g", name, text, min, max);
+	return 0;
+}
+
+static error_t parse_size(struct parser *parser, const char *name, const char *text, size_t min, size_t max,
+	size_t *ret_size)
+{
+	char low[SIZE_TEXT_MAX], high[SIZE_TEXT_MAX];
+	size_t size;
+
+	if (size_parse(text, &size) < 0 || size < min || size > max)
+		return complain(parser, "--%s: '%s' is not a size from %s to %s", name, text, size_print(min, low),
+			size_print(max, high));
+	*ret_size = size;
+	return 0;
+}
+
+static error_t parse_sizes(struct parser *parser, const char *text)
+{
+	char max[SIZE_TEXT_MAX];
+
+	if (size_list_parse(text, &parser->options->sizes) < 0)
+		return complain(parser, "--sizes: '%s' is not a list of up to %d different multiples of 8 from 8 to %s",
+			text, SIZE_LIST_MAX, size_print(SIZE_MESSAGE_MAX, max));
+	return 0;
+}
+
+static error_t parse_transports(struct parser *parser, const char *text)
+{
+	struct options *options = parser->options;
+
+	options->n_transports = 0;
+	for (;;) {
+		size_t length = strcspn(text, ",");
+		const struct transport *transport = transport_find(text, length);
+
+		if (!transport)
+			return complain(parser, "--transport: no such transport: '%.*s'", (int)length, text);
+		for (size_t i = 0; i < options->n_transports; i++)
+			if (options->transports[i] == transport)
+				return complain(parser, "--transport: '%s' is there twice", transport->name);
+		options->transports[options->n_transports++] = transport;
+		if (!text[length])
+			return 0;
+		text += length + 1;
+	}
+}
+
+static error_t parse_cpus(struct parser *parser, const char *text)
+{
+	int *cpus = parser->options->cpus, end = 0;
+
+	if (sscanf(text, "%9d,%9d%n", &cpus[0], &cpus[1], &end) < 2 || text[end] || cpus[0] == cpus[1])
+		return complain(parser, "--cpus: '%s' is not two different CPUs like 0,1", text);
+	parser->cpus = true;
+	return 0;
+}
+
+static error_t parse_placement(struct parser *parser, const char *word)
+{
+	struct options *options = parser->options;
+
+	options->place_wanted = strcmp(word, "any") != 0;
+	if (!options->place_wanted)
+		return 0;
+	for (int place = 0; place < PLACES; place++) {
+		if (!strcmp(word, placement_name((enum place)place))) {
+			options->place = (enum place)place;
+			return 0;
+		}
+	}
+	return complain(parser, "--placement: '%s' is neither 'near' nor 'far' nor 'any'", word);
+}
+
+/* Takes a transport's name up to one of `stops` off *text. */
+static bool take_transport(const struct options *options, const char **text, const char *stops, size_t *ret_index)
+{
+	size_t length = strcspn(*text, stops);
+	const struct transport *transport = transport_find(*text, length);
+
+	*text += length;
+	for (size_t i = 0; i < options->n_transports; i++) {
+		if (options->transports[i] == transport) {
+			*ret_index = i;
+			return true;
+		}
+	}
+	return false;
+}
+
+static error_t parse_requirement(struct parser *parser, const char *text)
+{
+	struct options *options = parser->options;
+	struct requirement requirement = { .text = text };
+	const char *p = text;
+	size_t size;
+
+	if (!take_transport(options, &p, "/", &requirement.a) || *p++ != '/' ||
+	    !take_transport(options, &p, "<>", &requirement.b))
+		return complain(parser, "--require: '%s' does not begin with two transports measured, A/B", text);
+	requirement.at_most = *p == '<';
+	if (!*p || p[1] != '=' || !parse_number(p + 2, 0, 1e12, &p, &requirement.bound) || *p++ != '@' ||
+	    size_parse(p, &size) < 0)
+		return complain(parser, "--require: '%s' does not go on like >=1.5@64 or <=1.5@64", text);
+	for (size_t i = 0; i < options->sizes.n; i++) {
+		if (options->sizes.sizes[i] == size) {
+			requirement.size = i;
+			options->requirements[options->n_requirements++] = requirement;
+			return 0;
+		}
+	}
+	return complain(parser, "--require: '%s' is about a size that is not measured", text);
+}
+
+static error_t finish(struct parser *parser)
+{
+	error_t error = 0;
+
+	if (!parser->command)
+		return complain(parser, "no command: throughput, latency or probe; see --help");
+	for (size_t i = 0; !error && i < OPTIONS_REQUIREMENTS_MAX && parser->require[i]; i++)
+		error = parse_requirement(parser, parser->require[i]);
+	return error;
+}
+
+static error_t parse_option(int key, char *argument, struct argp_state *state);
+
+static const struct argp grammar = { option_table, parse_option, "throughput|latency|probe", doc, NULL, NULL, NULL };
+
+static error_t parse_option(int key, char *argument, struct argp_state *state)
+{
+	struct parser *parser = state->input;
+	struct options *options = parser->options;
+	double number;
+	bool yes;
+	error_t error;
+
+	switch (key) {
+	case 's':
+		return parse_sizes(parser, argument);
+	case 't':
+		return parse_transports(parser, argument);
+	case 'r':
+		error = parse_double(parser, "repeat", argument, 1, OPTIONS_REPEAT_MAX, &number);
+		if (!error && floor(number) < number)
+			return complain(parser, "--repeat: '%s' is not a whole number", argument);
+		if (!error)
+			options->repeat = (unsigned)number;
+		return error;
+	case 'h':
+		argp_help(&grammar, stdout, ARGP_HELP_PRE_DOC | ARGP_HELP_USAGE | ARGP_HELP_LONG | ARGP_HELP_POST_DOC,
+			state->name);
+		exit(EXIT_SUCCESS);
+	case 'V':
+		puts(wharf_version());
+		exit(EXIT_SUCCESS);
+	case 'v':
+		options->verbose = true;
+		return 0;
+	case OPTION_TOUCH:
+		error = parse_choice(parser, "touch", argument, "full", "first", &yes);
+		if (!error)
+			options->plan.touch = yes ? TOUCH_FIRST : TOUCH_FULL;
+		return error;
+	case OPTION_SECONDS:
+		return parse_double(parser, "seconds", argument, 0.001, 60, &options->seconds);
+	case OPTION_SPIN:
+		options->plan.spin = true;
+		return 0;
+	case OPTION_WAIT:
+		return parse_choice(parser, "wait", argument, "spin", "block", &options->plan.block);
+	case OPTION_CPUS:
+		return parse_cpus(parser, argument);
+	case OPTION_NEAR_MAX:
+		return parse_double(parser, "near-max", argument, 1, 1e6, &options->near_max_ns);
+	case OPTION_PLACEMENT:
+		return parse_placement(parser, argument);
+	case OPTION_PATIENCE:
+		return parse_double(parser, "patience", argument, 0, 86400, &options->patience_s);
+	case OPTION_REQUIRE:
+		for (size_t i = 0; i < OPTIONS_REQUIREMENTS_MAX; i++) {
+			if (!parser->require[i]) {
+				parser->require[i] = argument;
+				return 0;
+			}
+		}
+		return complain(parser, "--require: more than %d", OPTIONS_REQUIREMENTS_MAX);
+	case OPTION_JSON:
+		options->json = !argument;
+		options->json_path = argument;
+		return 0;
+	case OPTION_INLINE_MAX:
+		return parse_size(parser, "inline-max", argument, 0, SIZE_MESSAGE_MAX, &options->plan.inline_max);
+	case OPTION_POOL:
+		return parse_size(parser, "pool", argument, 4096, (size_t)1 << 40, &options->plan.pool_bytes);
+	case OPTION_FRAME:
+		return parse_size(parser, "frame", argument, 4096, 65536, &options->plan.frame_bytes);
+	case OPTION_SNDBUF:
+		return parse_size(parser, "sndbuf", argument, 4096, INT_MAX / 2, &options->plan.sndbuf);
+	case ARGP_KEY_ARG:
+		return parse_command(parser, argument);
+	case ARGP_KEY_END:
+		return finish(parser);
+	default:
+		return ARGP_ERR_UNKNOWN;
+	}
+}
+
+int options_parse(int argc, char **argv, struct options *ret_options)
+{
+	struct options options = {
+		.sizes = { { 64, 256, 1024, 16384, 1 << 20 }, 5 },
+		.repeat = 5,
+		.seconds = 0.5,
+		.patience_s = 60,
+		.plan = { .sndbuf = SNDBUF_DEFAULT },
+	};
+	struct parser parser = { .options = &options };
+	int at = 0;
+
+	for (; transports[options.n_transports]; options.n_transports++)
+		options.transports[options.n_transports] = transports[options.n_transports];
+	/* argp's own messages take two lines, and without them its own --help is silent. */
+	if (argp_parse(&grammar, argc, argv, ARGP_NO_ERRS | ARGP_NO_HELP, &at, &parser)) {
+		/* The word before is the option when this one is its value. */
+		at = at > 0 && at <= argc ? at - 1 : argc - 1;
+		if (at > 1 && argv[at][0] != '-')
+			at--;
+		complain(&parser, "bad option, or one without its value: '%s'; see --help", argv[at]);
+		return EXIT_USAGE;
+	}
+	if (!parser.cpus && process_cpus(options.cpus) < 0) {
+		fputs("wharf-bench: skipped: needs two CPUs\n", stderr);
+		return EXIT_SKIPPED;
+	}
+	for (int i = 0; i < 2; i++) {
+		if (process_pin(options.cpus[1 - i]) < 0) {
+			complain(&parser, "--cpus: no CPU %d here", options.cpus[1 - i]);
+			return EXIT_USAGE;
+		}
+	}
+	*ret_options = options;
+	return 0;
+}

@@ -1,0 +1,60 @@
+/* SPDX-License-Identifier: MIT */
+/* Options: the command line. */
+#ifndef BENCH_OPTIONS_H
+#define BENCH_OPTIONS_H
+
+#include <stdbool.h>
+#include <stddef.h>
+
+#include "placement.h"
+#include "size.h"
+#include "touch.h"
+#include "transport.h"
+
+enum {
+	OPTIONS_TRANSPORTS_MAX = 8,
+	OPTIONS_REQUIREMENTS_MAX = 32,
+	OPTIONS_REPEAT_MAX = 1000,
+};
+
+enum mode {
+	MODE_THROUGHPUT,
+	MODE_LATENCY,
+	MODE_PROBE,
+};
+
+/* --require A/B>=X@SIZE. */
+struct requirement {
+	const char *text;
+	size_t a, b;    /* indices into transports */
+	bool at_most;   /* <= instead of >= */
+	double bound;
+	size_t size;    /* index into sizes */
+};
+
+struct options {
+	enum mode mode;
+	struct size_list sizes;
+	const struct transport *transports[OPTIONS_TRANSPORTS_MAX];
+	size_t n_transports;
+	struct requirement requirements[OPTIONS_REQUIREMENTS_MAX];
+	size_t n_requirements;
+	unsigned repeat;
+	double seconds;      /* of one repetition */
+	struct plan plan;    /* all but size and counts */
+	int cpus[2];
+	double near_max_ns;  /* 0: found from the data */
+	bool place_wanted;   /* only place counts */
+	enum place place;
+	double patience_s;   /* for placements that do not count */
+	bool verbose;
+	bool json;           /* instead of the table */
+	const char *json_path; /* as well as the table */
+};
+
+/* Prints one line and returns an exit status when that is not 0; ends the process after --help. */
+int options_parse(int argc, char **argv, struct options *ret_options);
+
+const char *options_mode_name(enum mode mode);
+
+#endif

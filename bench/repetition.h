@@ -1,0 +1,23 @@
+/* SPDX-License-Identifier: MIT */
+/* A repetition: two fresh processes, one transport, so many messages. */
+#ifndef BENCH_REPETITION_H
+#define BENCH_REPETITION_H
+
+#include "options.h"
+#include "result.h"
+
+struct repetition {
+	const struct transport *transport;
+	const int *cpus;
+	bool latency;
+	int timeout_ms; /* longer than this, and it hangs */
+	struct plan plan;
+};
+
+/*
+ * Fills *ret_sample but for the placement, and ret_detail unless it is NULL. 0; -EIO: a side failed, or nothing was
+ * heard of it for too long; another negative errno. Told in one line on stderr.
+ */
+int repetition_run(const struct repetition *repetition, struct sample *ret_sample, char ret_detail[OUTCOME_DETAIL_MAX]);
+
+#endif

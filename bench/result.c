@@ -1,0 +1,127 @@
+/* SPDX-License-Identifier: MIT */
+/* Results: rows and ratios out of repetitions. */
+#include "result.h"
+
+#include <errno.h>
+#include <math.h>
+#include <stdlib.h>
+
+int results_init(struct results *results, const struct options *options)
+{
+	*results = (struct results){ .options = options };
+	results->cells = calloc(options->sizes.n * options->n_transports, sizeof *results->cells);
+	if (!results->cells)
+		return -ENOMEM;
+	placement_init(&results->placement, options->near_max_ns);
+	return 0;
+}
+
+void results_fini(struct results *results)
+{
+	placement_fini(&results->placement);
+	free(results->cells);
+	results->cells = NULL;
+}
+
+struct cell *results_cell(const struct results *results, size_t size, size_t transport)
+{
+	return &results->cells[size * results->options->n_transports + transport];
+}
+
+static enum place place_of(const struct results *results, const struct sample *sample)
+{
+	return placement_of(&results->placement, sample->rtt_before_ns, sample->rtt_after_ns);
+}
+
+/* The row without its ratio. */
+static bool summarise(const struct results *results, size_t size, size_t transport, enum place place,
+	struct row *ret_row)
+{
+	enum { PER_SECOND, CPU_SENDER, CPU_RECEIVER, P50, P99, P999, MAX, RTT_BEFORE, RTT_AFTER, COLUMNS };
+	const struct cell *cell = results_cell(results, size, transport);
+	double values[COLUMNS][OPTIONS_REPEAT_MAX];
+	struct spread spreads[COLUMNS];
+	size_t n = 0;
+
+	for (size_t i = 0; i < cell->n; i++) {
+		const struct sample *sample = &cell->samples[i];
+
+		if (place_of(results, sample) != place)
+			continue;
+		values[PER_SECOND][n] = sample->per_second;
+		values[CPU_SENDER][n] = sample->cpu_ns[0];
+		values[CPU_RECEIVER][n] = sample->cpu_ns[1];
+		values[P50][n] = sample->latency.p50_ns;
+		values[P99][n] = sample->latency.p99_ns;
+		values[P999][n] = sample->latency.p999_ns;
+		values[MAX][n] = sample->latency.max_ns;
+		values[RTT_BEFORE][n] = sample->rtt_before_ns;
+		values[RTT_AFTER][n] = sample->rtt_after_ns;
+		n++;
+	}
+	if (!n)
+		return false;
+	for (int i = 0; i < COLUMNS; i++)
+		spreads[i] = stats_spread(values[i], n);
+	*ret_row = (struct row){
+		.n = n,
+		.per_second = spreads[PER_SECOND],
+		.gb_per_second = spreads[PER_SECOND].median * (double)results->options->sizes.sizes[size] / 1e9,
+		.cpu_ns = { spreads[CPU_SENDER].median, spreads[CPU_RECEIVER].median },
+		.rtt_min_ns = fmin(spreads[RTT_BEFORE].min, spreads[RTT_AFTER].min),
+		.rtt_max_ns = fmax(spreads[RTT_BEFORE].max, spreads[RTT_AFTER].max),
+		.p50 = spreads[P50],
+		.p99 = spreads[P99].median,
+		.p999 = spreads[P999].median,
+		.max = spreads[MAX].max,
+		.ratio = NAN,
+	};
+	return true;
+}
+
+double results_figure(const struct results *results, const struct row *row)
+{
+	return results->options->mode == MODE_LATENCY ? row->p50.median : row->per_second.median;
+}
+
+bool results_row(const struct results *results, size_t size, size_t transport, enum place place, struct row *ret_row)
+{
+	struct row row, first;
+
+	if (!summarise(results, size, transport, place, &row))
+		return false;
+	if (summarise(results, size, 0, place, &first))
+		row.ratio = results_figure(results, &row) / results_figure(results, &first);
+	*ret_row = row;
+	return true;
+}
+
+struct verdict results_judge(const struct results *results, const struct requirement *requirement)
+{
+	struct verdict verdict = { .measured = false, .ratio = NAN };
+
+	for (int place = 0; place < PLACES && !verdict.measured; place++) {
+		struct row a, b;
+
+		if (!summarise(results, requirement->size, requirement->a, (enum place)place, &a) ||
+		    !summarise(results, requirement->size, requirement->b, (enum place)place, &b))
+			continue;
+		verdict.measured = true;
+		verdict.place = (enum place)place;
+		verdict.ratio = results_figure(results, &a) / results_figure(results, &b);
+		verdict.met = requirement->at_most ? verdict.ratio <= requirement->bound
+						   : verdict.ratio >= requirement->bound;
+	}
+	return verdict;
+}
+
+void results_count(const struct results *results, unsigned ret_counts[PLACES + 1])
+{
+	const struct options *options = results->options;
+
+	for (int place = 0; place <= PLACES; place++)
+		ret_counts[place] = 0;
+	for (size_t i = 0; i < options->sizes.n * options->n_transports; i++)
+		for (size_t k = 0; k < results->cells[i].n; k++)
+			ret_counts[place_of(results, &results->cells[i].samples[k])]++;
+}

@@ -1,0 +1,210 @@
+/* SPDX-License-Identifier: MIT */
+/* The runner: calibrates each size and transport once, then goes round all of them, probing before and after each. */
+#include "runner.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+#include <time.h>
+
+#include "clock.h"
+#include "probe.h"
+#include "repetition.h"
+
+enum {
+	FIRST_MESSAGES = 32,
+	MESSAGES_MAX = 1 << 30,
+	ROUND_TRIPS_MAX = 1 << 22, /* their times are kept */
+	WARM_PART = 10,            /* one in so many comes on top, to warm up */
+	AGAIN_NS = 50000000,       /* how soon to look where the CPUs are now */
+
+	/* One that takes longer than this, and so many times its length, hangs: far may be 25 times slower than near. */
+	TIMEOUT_MS = 60000,
+	TIMEOUT_FACTOR = 50,
+};
+
+/* A calibrating run must last this part of a repetition to be believed. */
+#define CALIBRATION_PART 0.1
+
+struct runner {
+	struct results *results;
+	const struct options *options;
+	uint64_t patience_ns; /* what is left of it */
+};
+
+static int probe(const struct options *options, struct placement *placement, double *ret_rtt_ns)
+{
+	int r = probe_rtt(options->cpus[1], ret_rtt_ns);
+
+	if (r == 0)
+		r = placement_add(placement, *ret_rtt_ns);
+	if (r < 0)
+		fprintf(stderr, "wharf-bench: probe: %s\n",
+			r == -ETIME ? "the two CPUs hardly ever run at the same time" : strerror(-r));
+	return r;
+}
+
+static struct repetition repetition_of(const struct options *options, size_t size, size_t transport, uint64_t messages)
+{
+	struct repetition repetition = {
+		.transport = options->transports[transport],
+		.cpus = options->cpus,
+		.latency = options->mode == MODE_LATENCY,
+		.timeout_ms = TIMEOUT_MS + (int)(options->seconds * 1000 * TIMEOUT_FACTOR),
+		.plan = options->plan,
+	};
+
+	repetition.plan.size = options->sizes.sizes[size];
+	repetition.plan.warm = messages / WARM_PART + 1;
+	repetition.plan.messages = repetition.plan.warm + messages;
+	return repetition;
+}
+
+/* Finds out how many messages take about the time of a repetition. */
+static int calibrate(struct runner *runner, size_t size, size_t transport)
+{
+	const struct options *options = runner->options;
+	struct cell *cell = results_cell(runner->results, size, transport);
+	double max = options->mode == MODE_LATENCY ? ROUND_TRIPS_MAX : MESSAGES_MAX, messages = FIRST_MESSAGES;
+
+	for (bool last = false; !last;) {
+		struct repetition repetition = repetition_of(options, size, transport, (uint64_t)messages);
+		struct sample sample;
+		double factor;
+		int r;
+
+		r = repetition_run(&repetition, &sample, cell->detail);
+		if (r < 0)
+			return r;
+		last = sample.seconds >= options->seconds * CALIBRATION_PART || messages >= max;
+		/* The first runs are slow; a hundredfold step from one of them would be a guess. */
+		factor = options->seconds / sample.seconds;
+		if (!last && factor > 16)
+			factor = 16;
+		messages *= factor;
+		if (messages < 1)
+			messages = 1;
+		if (messages > max)
+			messages = max;
+	}
+	cell->messages = (uint64_t)messages;
+	return 0;
+}
+
+static void nap(struct runner *runner)
+{
+	nanosleep(&(struct timespec){ .tv_nsec = AGAIN_NS }, NULL);
+	runner->results->repeated++;
+}
+
+/* Takes what has passed since then off the patience. False: it is over. */
+static bool be_patient(struct runner *runner, uint64_t since_ns)
+{
+	uint64_t passed_ns = clock_ns() - since_ns;
+
+	runner->patience_ns = runner->patience_ns > passed_ns ? runner->patience_ns - passed_ns : 0;
+	return runner->patience_ns > 0;
+}
+
+static bool counts(const struct runner *runner, double before_ns, double after_ns)
+{
+	enum place place = placement_of(&runner->results->placement, before_ns, after_ns);
+
+	return place != PLACE_MOVED && (!runner->options->place_wanted || place == runner->options->place);
+}
+
+static void tell(const struct runner *runner, size_t size, size_t transport, const struct sample *sample)
+{
+	char text[SIZE_TEXT_MAX];
+
+	fprintf(stderr, "%6s  %-10s  rtt %4.0f..%-4.0f ns  %10.4f M/s  cpu %.0f + %.0f ns%s\n",
+		size_print(runner->options->sizes.sizes[size], text), runner->options->transports[transport]->name,
+		sample->rtt_before_ns, sample->rtt_after_ns, sample->per_second / 1e6, sample->cpu_ns[0],
+		sample->cpu_ns[1],
+		counts(runner, sample->rtt_before_ns, sample->rtt_after_ns) ? "" : "  does not count");
+}
+
+/* One repetition that counts; when patience is over, none, or one that only the last threshold may make count. */
+static int measure(struct runner *runner, size_t size, size_t transport)
+{
+	struct cell *cell = results_cell(runner->results, size, transport);
+	struct repetition repetition = repetition_of(runner->options, size, transport, cell->messages);
+
+	for (;;) {
+		struct sample sample;
+		double before_ns, after_ns;
+		uint64_t start_ns = clock_ns();
+		int r;
+
+		r = probe(runner->options, &runner->results->placement, &before_ns);
+		if (r < 0)
+			return r;
+		if (counts(runner, before_ns, before_ns)) {
+			r = repetition_run(&repetition, &sample, NULL);
+			if (r == 0)
+				r = probe(runner->options, &runner->results->placement, &after_ns);
+			if (r < 0)
+				return r;
+			sample.rtt_before_ns = before_ns;
+			sample.rtt_after_ns = after_ns;
+			if (runner->options->verbose)
+				tell(runner, size, transport, &sample);
+			if (counts(runner, before_ns, after_ns)) {
+				cell->samples[cell->n++] = sample;
+				return 0;
+			}
+		}
+		if (!be_patient(runner, start_ns)) {
+			runner->results->missing++;
+			return 0;
+		}
+		nap(runner);
+	}
+}
+
+int runner_run(struct results *results)
+{
+	const struct options *options = results->options;
+	struct runner runner = {
+		.results = results,
+		.options = options,
+		.patience_ns = (uint64_t)(options->patience_s * 1e9),
+	};
+	int r;
+
+	for (size_t size = 0; size < options->sizes.n; size++) {
+		for (size_t transport = 0; transport < options->n_transports; transport++) {
+			r = calibrate(&runner, size, transport);
+			if (r < 0)
+				return r;
+		}
+	}
+	for (unsigned i = 0; i < options->repeat; i++) {
+		for (size_t size = 0; size < options->sizes.n; size++) {
+			for (size_t k = 0; k < options->n_transports; k++) {
+				/* Each has its turn at being first. */
+				r = measure(&runner, size, (k + i) % options->n_transports);
+				if (r < 0)
+					return r;
+			}
+		}
+	}
+	return 0;
+}
+
+int runner_probe(const struct options *options)
+{
+	struct placement placement;
+	int r = 0;
+
+	placement_init(&placement, options->near_max_ns);
+	for (unsigned i = 0; r == 0 && i < options->repeat; i++) {
+		double rtt_ns;
+
+		r = probe(options, &placement, &rtt_ns);
+		if (r == 0)
+			printf("%.0f ns, %s\n", rtt_ns, placement_name(placement_of(&placement, rtt_ns, rtt_ns)));
+	}
+	placement_fini(&placement);
+	return r;
+}

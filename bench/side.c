@@ -1,0 +1,75 @@
+/* SPDX-License-Identifier: MIT */
+/* A side: its clocks, and the check of what it took. */
+#include "side.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdarg.h>
+#include <stdio.h>
+
+void side_init(struct side *side, const struct plan *plan, struct outcome *outcome, uint32_t *latencies_ns)
+{
+	*side = (struct side){ .plan = plan, .outcome = outcome, .latencies_ns = latencies_ns, .mark = plan->warm };
+}
+
+int side_fail(struct side *side, int error, const char *format, ...)
+{
+	char *line = side->outcome->error;
+	va_list arguments;
+
+	if (*line)
+		return error;
+	side->outcome->error_ns = clock_ns();
+	va_start(arguments, format);
+	vsnprintf(line, OUTCOME_ERROR_MAX, format, arguments);
+	va_end(arguments);
+	return error;
+}
+
+void side_start(struct side *side)
+{
+	side->outcome->cpu_start_ns = clock_cpu_ns();
+	side->outcome->start_ns = clock_ns();
+}
+
+void side_stop(struct side *side)
+{
+	side->outcome->end_ns = clock_ns();
+	side->outcome->cpu_end_ns = clock_cpu_ns();
+}
+
+void side_reach_mark(struct side *side)
+{
+	if (side->count == side->plan->messages) {
+		side_stop(side);
+	} else {
+		side->mark = side->plan->messages;
+		side_start(side);
+	}
+}
+
+void side_note_bad(struct side *side, uint64_t seq)
+{
+	if (side->bad)
+		return;
+	side->bad = true;
+	side->bad_at = side->count;
+	side->bad_seq = seq;
+}
+
+int side_check(struct side *side)
+{
+	const struct plan *plan = side->plan;
+	uint64_t expected = touch_expected(plan->touch, plan->size, plan->messages);
+
+	if (side->count != plan->messages)
+		return side_fail(side, -EBADMSG, "%" PRIu64 " messages arrived of %" PRIu64, side->count,
+			plan->messages);
+	if (side->bad)
+		return side_fail(side, -EBADMSG, "message %" PRIu64 " arrived where %" PRIu64 " was due", side->bad_seq,
+			side->bad_at);
+	if (side->sum != expected)
+		return side_fail(side, -EBADMSG, "contents differ: their sum is %#" PRIx64 " and not %#" PRIx64,
+			side->sum, expected);
+	return 0;
+}

@@ -1,0 +1,93 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * A side: one of the two processes of a repetition. It counts and checks what arrives, and keeps the times.
+ *
+ * A repetition's first messages warm it up: they are checked like the others, and not timed.
+ */
+#ifndef BENCH_SIDE_H
+#define BENCH_SIDE_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "clock.h"
+#include "touch.h"
+
+/* What one repetition does; both sides have the same. */
+struct plan {
+	size_t size;
+	enum touch touch;
+	uint64_t warm;     /* messages (or round trips) before the clocks start; at least 1 */
+	uint64_t messages; /* of all, those included */
+	bool spin;         /* poll instead of sleeping */
+	bool block;        /* wharf: a sender without room sleeps until on_writable */
+	size_t inline_max; /* wharf: up to this size as bytes, not in a buffer */
+	size_t pool_bytes; /* wharf; 0: the library's default */
+	size_t frame_bytes; /* wharf; 0: the library's default */
+	size_t sndbuf;     /* sockets: SO_SNDBUF */
+};
+
+enum {
+	OUTCOME_ERROR_MAX = 200,
+	OUTCOME_DETAIL_MAX = 64,
+};
+
+/* What a side leaves in shared memory for the runner. */
+struct outcome {
+	bool done;
+	uint64_t start_ns, end_ns; /* CLOCK_MONOTONIC */
+	uint64_t cpu_start_ns, cpu_end_ns;
+	uint64_t error_ns;
+	char error[OUTCOME_ERROR_MAX]; /* one line, when it is not done */
+	char detail[OUTCOME_DETAIL_MAX]; /* what the transport runs on */
+};
+
+struct side {
+	const struct plan *plan;
+	struct outcome *outcome;
+	uint32_t *latencies_ns; /* latency: one for each timed round trip */
+	void *link;             /* the transport's */
+	uint64_t count, sum;    /* of messages taken */
+	uint64_t mark;          /* count at which the clocks start, then stop */
+	uint64_t bad_at, bad_seq; /* the first message that was not the expected one */
+	bool bad;
+};
+
+void side_init(struct side *side, const struct plan *plan, struct outcome *outcome, uint32_t *latencies_ns);
+
+/* Keeps the line for the runner unless there is one already. Returns error, a negative errno. */
+__attribute__((format(printf, 3, 4))) int side_fail(struct side *side, int error, const char *format, ...);
+
+void side_start(struct side *side);
+void side_stop(struct side *side);
+
+/* side_take's clocks. */
+void side_reach_mark(struct side *side);
+void side_note_bad(struct side *side, uint64_t seq);
+
+/* Reads a message that arrived. The clocks start after the last warming one and stop after the last. */
+static inline void side_take(struct side *side, const void *payload)
+{
+	uint64_t seq = touch_seq(payload);
+
+	if (__builtin_expect(seq != side->count, 0))
+		side_note_bad(side, seq);
+	side->sum += touch_read(side->plan->touch, payload, side->plan->size);
+	if (__builtin_expect(++side->count == side->mark, 0))
+		side_reach_mark(side);
+}
+
+/* All arrived, in order, with the right contents. 0; -EBADMSG. */
+int side_check(struct side *side);
+
+/* A round trip's time, when it is one of those that count. */
+static inline void side_note_latency(struct side *side, uint64_t seq, uint64_t latency_ns)
+{
+	uint64_t warm = side->plan->warm;
+
+	if (seq >= warm)
+		side->latencies_ns[seq - warm] = latency_ns < UINT32_MAX ? (uint32_t)latency_ns : UINT32_MAX;
+}
+
+#endif

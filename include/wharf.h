@@ -1,0 +1,772 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * wharf: messages between processes of one Linux machine, without copying their bulk data.
+ *
+ * The header is in the order in which a program meets things: returns, options, loop, pool and buffers, ports,
+ * sending, receiving, closing, opening; then what is planned (WHARF_DRAFT).
+ *
+ * Returns
+ *   A function that can fail returns int: 0 or a documented positive condition is success, a negative errno is
+ *   failure. (Those that make a message return a pointer, NULL for no memory.) After a failure the caller owns
+ *   everything it passed, nothing was sent, no callback will fire, and `ret_` parameters are untouched. Success of a
+ *   send means queued, not delivered: the reason given to on_close counts what was not sent.
+ *   Any function answers -ECHILD in a forked child until wharf_fork_child() (void functions do nothing there, pointers
+ *   are NULL), and -EINVAL for a NULL where an object is required, an options size of 0, unknown flag bits, a truth
+ *   value other than 0 or 1, or non-zero reserved fields; -E2BIG for non-zero fields behind the options this library
+ *   knows; -EOPNOTSUPP for an option that this release declares but does not have yet. Not repeated below.
+ *
+ * Units
+ *   Sizes are bytes and times are nanoseconds: names say so (`_bytes`, `_ns`). Timeouts are relative; negative
+ *   waits for ever, 0 does not wait.
+ *
+ * Threads
+ *   | thread           | functions                                                                              |
+ *   |------------------|----------------------------------------------------------------------------------------|
+ *   | any              | wharf_buf_claim, _trim, _ref, _abandon; wharf_msg_ref, _release, _copy, _contiguous;   |
+ *   |                  | wharf_pool_*; wharf_port_ref, _unref; wharf_loop_ref, _unref, _wake, _stop;            |
+ *   |                  | wharf_pair, wharf_version, wharf_close_name, wharf_fork_child; wharf_msg_take_fd of a  |
+ *   |                  | taken message, one thread at a time                                                    |
+ *   | any but a loop's | wharf_buf_claim_wait                                                                   |
+ *   | the loop's       | everything else, wharf_msg_take included                                               |
+ *   A loop belongs to the thread that first steps it; until then to any one thread at a time.
+ *
+ * Callbacks
+ *   Fire only inside wharf_loop_step, wharf_loop_run and wharf_loop_free, never inside the call that caused them.
+ *   Everything is allowed in them but stepping or freeing the loop and blocking helpers, which answer -EDEADLK. They
+ *   return: no longjmp, exception or panic may cross them. A port's user pointer is last used in on_close, a
+ *   listener's before wharf_listener_close returns; a call that fails never uses it.
+ *
+ * Processes
+ *   The library never takes signals, never writes to stderr, never exits, never starts a thread. After fork() a
+ *   child has neither the memory of its parent's loops, pools and ports nor their descriptors (those of vfork and of
+ *   raw clone keep the descriptors until they exec or exit); ends that were never opened are the program's own. exec
+ *   needs nothing.
+ *
+ * Structures that only the library makes (peer, reason, message) grow at their end: never copy them by size.
+ */
+#ifndef WHARF_H
+#define WHARF_H
+
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+#include <sys/types.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define WHARF_VERSION_MAJOR 0
+#define WHARF_VERSION_MINOR 1
+#define WHARF_VERSION_PATCH 0
+
+#define WHARF_API __attribute__((visibility("default")))
+#define WHARF_CHECK __attribute__((warn_unused_result))
+
+/* "0.1.0": the library in use, which may be newer than this header. Static. */
+WHARF_API const char *wharf_version(void);
+
+typedef struct wharf_loop wharf_loop;
+typedef struct wharf_pool wharf_pool;
+typedef struct wharf_port wharf_port;
+typedef struct wharf_listener wharf_listener;
+
+struct wharf_buf;
+struct wharf_msg;
+struct wharf_peer;
+struct wharf_reason;
+
+/*
+ * Options
+ *   Every options and callback structure begins with its own size, so that programs built against an older header
+ *   keep working. Zero is each field's default. WHARF_OPT(port, .user = me) makes one in place; WHARF_INIT(&options)
+ *   clears one and sets its size, in C++ too. A NULL options pointer means all defaults, except where a field is
+ *   required. The structure is read during the call only, what its pointers name as well unless the field says
+ *   otherwise.
+ */
+#define WHARF_INIT(options) (memset((options), 0, sizeof *(options)), (void)((options)->size = sizeof *(options)))
+#ifndef __cplusplus
+#define WHARF_OPT(noun, ...) \
+	(&(struct wharf_##noun##_options){ .size = sizeof(struct wharf_##noun##_options), __VA_ARGS__ })
+#endif
+
+/* ---- The loop ------------------------------------------------------------------------------------------------- */
+
+enum {
+	WHARF_ENGINE_AUTO = 0,  /* what WHARF_ENGINE in the environment says, else io_uring */
+	WHARF_ENGINE_URING = 1,
+	WHARF_ENGINE_EPOLL = 2, /* -EOPNOTSUPP in this release */
+};
+
+struct wharf_loop_options {
+	size_t size;
+	uint32_t engine;          /* WHARF_ENGINE_* */
+	/* frames that the kernel may fill ahead, all ports together; a power of two, default 64 */
+	uint32_t rx_buffers;
+	uint32_t frame_bytes_max; /* largest frame sent or received; 4096 to 65536, default 32768 */
+	uint32_t flags;           /* 0 */
+	uint64_t spin_ns;         /* a waiting step looks this long for work before it sleeps; default 0 */
+
+	/* For loops, ports, queues and frames on their way out, never for payload received. Called on the loop's thread, and
+	 * by whoever drops a last reference. free takes NULL. */
+	void *(*alloc)(size_t bytes, void *user);
+	void (*free)(void *memory, void *user);
+
+	/* What no return value can tell: text is one line without newline, valid during the call. Called on the
+	 * loop's thread with no lock held; it must not call back into the library. */
+	void (*diagnostic)(const char *text, void *user);
+
+	/*
+	 * Monotonic time for deadlines, instead of CLOCK_MONOTONIC: a test's clock. The kernel's sleeps are not scaled.
+	 */
+	uint64_t (*clock_ns)(void *user);
+	void *user; /* for the four above */
+};
+
+/*
+ * Makes a loop with one reference, the caller's.
+ * 0; -ENOMEM (of RLIMIT_MEMLOCK too); -EMFILE or -ENFILE; -EPERM, -EACCES or -ENOSYS: io_uring is refused here.
+ */
+WHARF_API WHARF_CHECK int wharf_loop_new(const struct wharf_loop_options *options, wharf_loop **ret_loop);
+
+/*
+ * Fails every port still open (WHARF_CLOSE_LOOP_FREED; their on_close fires inside), closes the listeners, whose
+ * handles end here, and drops the caller's reference. Taken messages and claimed buffers stay valid. By the loop's
+ * thread, or when that has ended. Returns NULL, and takes NULL: `loop = wharf_loop_free(loop)`. Inside a callback it
+ * does nothing and returns the loop.
+ */
+WHARF_API wharf_loop *wharf_loop_free(wharf_loop *loop);
+
+/* Counted reference for other threads; a loop that was freed answers -EPIPE. unref takes NULL and returns NULL. */
+WHARF_API wharf_loop *wharf_loop_ref(wharf_loop *loop);
+WHARF_API wharf_loop *wharf_loop_unref(wharf_loop *loop);
+
+/*
+ * One turn: sends what ports have queued, waits for events up to timeout_ns, runs their callbacks, sends again. A
+ * turn's work is bounded, so a busy port cannot keep the loop from the others.
+ * Positive: more work is waiting, step again soon (wharf_loop_fd stays readable meanwhile). 0: idle, woken, interrupted
+ * by a signal, or the time is up. -EDEADLK: called in a callback. -EPERM: the loop belongs to another thread. Any
+ * other negative: the engine is broken; free the loop, which ends its ports.
+ */
+WHARF_API int wharf_loop_step(wharf_loop *loop, int64_t timeout_ns);
+
+/* Steps until wharf_loop_stop, or until no port or listener is left: 0. Negative as wharf_loop_step. */
+WHARF_API int wharf_loop_run(wharf_loop *loop);
+
+/* Makes wharf_loop_run return after its current turn, or the next call of it at once. Also from a signal handler. */
+WHARF_API void wharf_loop_stop(wharf_loop *loop);
+
+/* Makes a waiting step return. Also from a signal handler. 0; -EPIPE. */
+WHARF_API int wharf_loop_wake(wharf_loop *loop);
+
+/*
+ * Sends now what is queued, without running callbacks: saves a host loop one wake-up after a burst of sends.
+ * Never required. 0; negative as wharf_loop_step.
+ */
+WHARF_API int wharf_loop_flush(wharf_loop *loop);
+
+/*
+ * One descriptor for epoll, poll, select, libuv, GLib or sd-event, level-triggered: readable when
+ * wharf_loop_step(loop, 0) has something to do, deadlines and sends made outside a step included. The loop owns it;
+ * valid until the loop is freed. Negative: errno. Do not read it.
+ */
+WHARF_API int wharf_loop_fd(wharf_loop *loop);
+
+/* "io_uring (defer)": the engine in use and its feature level. Valid as long as the loop. */
+WHARF_API const char *wharf_loop_engine(const wharf_loop *loop);
+
+/* ---- Pools and buffers ---------------------------------------------------------------------------------------- */
+
+enum {
+	WHARF_PREFAULT = 1u << 0, /* map every page when memory is reserved, not at its first touch */
+	WHARF_HUGE = 1u << 1,     /* try huge pages (MFD_HUGETLB) for large segments; see wharf_pool_info */
+};
+
+struct wharf_pool_options {
+	size_t size;
+	uint32_t flags;      /* WHARF_PREFAULT, WHARF_HUGE */
+	uint32_t shared;     /* 1: the pool of up to WHARF_POOL_PORTS_MAX ports. Every peer of it can read all of it, also
+	                      * buffers that were not sent to it, and unsent ones */
+	uint64_t bytes_max;  /* cap of its segments; default 64 MiB */
+	const char *name;    /* up to 31 characters, copied; for the inspector */
+};
+
+enum { WHARF_POOL_PORTS_MAX = 64 };
+
+struct wharf_pool_info {
+	size_t size;             /* set by the caller; no more is written */
+	uint64_t bytes;          /* reserved in segments now */
+	uint64_t bytes_max;
+	uint64_t bytes_free;     /* claimable, fragmentation not considered */
+	uint64_t bytes_lent;     /* with peers, and not yet known to be released */
+	uint64_t bytes_huge;     /* on huge pages: what WHARF_HUGE got */
+	uint64_t bytes_prefaulted; /* what WHARF_PREFAULT got */
+	uint32_t segments;
+	uint32_t reserved;
+};
+
+/*
+ * A port makes its own pool when it gets none; make one to share it, to claim before a port exists, or to
+ * choose its size. The caller gets one reference; ports, claimed buffers and lent chunks hold their own.
+ * 0; -ENOMEM; -EMFILE.
+ */
+WHARF_API WHARF_CHECK int wharf_pool_new(const struct wharf_pool_options *options, wharf_pool **ret_pool);
+WHARF_API wharf_pool *wharf_pool_ref(wharf_pool *pool);
+WHARF_API wharf_pool *wharf_pool_unref(wharf_pool *pool); /* takes NULL, returns NULL */
+
+/*
+ * Reserves memory now, so that `total_bytes` of buffers of buf_bytes each can be claimed without growing. flags:
+ * WHARF_PREFAULT. 0; -ENOMEM; -EMFILE; -EMSGSIZE: beyond bytes_max.
+ */
+WHARF_API WHARF_CHECK int wharf_pool_reserve(wharf_pool *pool, size_t buf_bytes, size_t total_bytes, uint32_t flags);
+
+WHARF_API int wharf_pool_info(wharf_pool *pool, struct wharf_pool_info *ret_info);
+
+/*
+ * A claimed piece of a pool: contiguous, 64-aligned, writable, of exactly the size asked for. A small value; copy it
+ * as you like, use one copy. Empty when data is NULL. It holds the pool, whatever happens to ports.
+ */
+struct wharf_buf {
+	void *data;
+	size_t size;
+	uint64_t opaque[2];
+};
+#define WHARF_BUF_EMPTY { NULL, 0, { 0, 0 } }
+
+/*
+ * Claims size bytes; contents are undefined. Lock-free, never blocks on a peer; may reserve memory when the pool has
+ * to grow.
+ * 0. -EAGAIN: no room until a peer releases or a buffer is abandoned; every open port of the pool then gets one
+ * on_writable as soon as a claim that failed would succeed (of several sizes, the smallest). -EMSGSIZE: can never
+ * succeed (larger than bytes_max, or than 1 GiB). -EINVAL: size 0. -ENOMEM; -EMFILE.
+ */
+WHARF_API WHARF_CHECK int wharf_buf_claim(wharf_pool *pool, size_t size, struct wharf_buf *ret_buf);
+
+/*
+ * The same, waiting for room instead of -EAGAIN. Also -ETIMEDOUT; -EPIPE: the pool has had ports, and all have closed;
+ * -EDEADLK on a loop's thread.
+ */
+WHARF_API WHARF_CHECK int wharf_buf_claim_wait(wharf_pool *pool, size_t size, int64_t timeout_ns,
+	struct wharf_buf *ret_buf);
+
+/*
+ * Makes it shorter where it is; whole chunks of the tail go back at once. 0; -EINVAL: empty, size 0 or larger than it
+ * is.
+ */
+WHARF_API int wharf_buf_trim(struct wharf_buf *buf, size_t size);
+
+/*
+ * A second buffer on the same bytes, for another port of the same shared pool; each is sent or abandoned by itself.
+ * Neither may be trimmed any more. 0; -EINVAL: empty; -EOVERFLOW: more than 65535 references; -ENOMEM.
+ */
+WHARF_API WHARF_CHECK int wharf_buf_ref(const struct wharf_buf *buf, struct wharf_buf *ret_buf);
+
+/* Gives it back and empties *buf. Does nothing with an empty one or NULL. */
+WHARF_API void wharf_buf_abandon(struct wharf_buf *buf);
+
+/* ---- Ports ---------------------------------------------------------------------------------------------------- */
+
+enum {
+	/* wharf_port_close here; everything accepted was sent unless unsent_* says otherwise */
+	WHARF_CLOSE_LOCAL = 1,
+	WHARF_CLOSE_PEER = 2,       /* the peer closed in good order */
+	WHARF_CLOSE_ABORTED = 3,    /* wharf_port_abort here */
+	WHARF_CLOSE_PEER_ABORTED = 4, /* the peer's wharf_port_abort; app_code is its code */
+	WHARF_CLOSE_PEER_GONE = 5,  /* the peer ended without a word: crashed, killed, or closed the socket */
+	WHARF_CLOSE_VIOLATION = 6,  /* the peer broke the protocol; text says where */
+	WHARF_CLOSE_PEER_REFUSED = 7, /* the peer says that we did, or that it does not accept us */
+	WHARF_CLOSE_MISMATCH = 8,   /* no common version, or a feature one side requires and the other lacks */
+	WHARF_CLOSE_TIMEOUT = 9,    /* no hello within open_timeout_ns, or no end of draining within close's timeout */
+	WHARF_CLOSE_ERROR = 10,     /* the system refused; error says what */
+	WHARF_CLOSE_LOOP_FREED = 11,
+};
+
+/* Static name of a WHARF_CLOSE_* code, "unknown" for others. */
+WHARF_API const char *wharf_close_name(uint32_t code);
+
+enum { WHARF_NAME_MAX = 63 };
+
+/*
+ * Who is at the other end, as the kernel vouches for it: pid (0 in a pid namespace that this one cannot see), uid and
+ * gid come from SCM_CREDENTIALS; name is its own word.
+ */
+struct wharf_peer {
+	pid_t pid;
+	uid_t uid;
+	gid_t gid;
+	uint32_t version;
+	uint32_t features;
+	uint32_t fds_max;         /* descriptors it takes per message */
+	uint32_t bytes_max;       /* `bytes` parts of one message to it, together: in this release they fit a frame */
+	uint32_t reserved;
+	uint64_t message_bytes_max; /* largest message it takes whole */
+	char name[WHARF_NAME_MAX + 1];
+};
+
+struct wharf_reason {
+	uint32_t code;   /* WHARF_CLOSE_* */
+	int32_t error;   /* a positive errno, or 0 */
+	uint32_t app_code; /* of wharf_port_abort, either side's */
+	uint32_t reserved;
+	const char *text; /* one line, never NULL; valid during the callback, as is peer */
+	const struct wharf_peer *peer; /* never NULL; version 0 if it never said hello */
+	uint64_t unsent_messages; /* accepted by a send and not handed to the kernel */
+	uint64_t unsent_bytes;
+};
+
+struct wharf_port_ops {
+	size_t size;
+
+	/* The peer's hello arrived and fits ours. Sends made earlier were queued. */
+	void (*on_open)(wharf_port *port, const struct wharf_peer *peer, void *user);
+
+	/* A message, whole. Borrowed: what the handler does not take is released, and its descriptors closed, when it
+	 * returns. Of a frame that breaks the protocol nothing is delivered, of earlier ones everything. */
+	void (*on_message)(wharf_port *port, const struct wharf_msg *msg, void *user);
+
+	/* A send or claim that answered -EAGAIN would now succeed. Once per such answer, not per message. */
+	void (*on_writable)(wharf_port *port, void *user);
+
+	/* Exactly once, last, after every message that had arrived was delivered. The handle ends when it returns, unless
+	 * it was ref'd. */
+	void (*on_close)(wharf_port *port, const struct wharf_reason *reason, void *user);
+};
+
+enum {
+	WHARF_POLICY_FAIL = 0, /* a full port answers -EAGAIN */
+	WHARF_POLICY_DROP_NEWEST = 1, /* -EOPNOTSUPP in this release, as the next */
+	WHARF_POLICY_KEEP_LATEST = 2,
+};
+
+struct wharf_port_options {
+	size_t size;
+	const struct wharf_port_ops *ops; /* kept: must outlive the port. Required; each callback may be NULL */
+	void *user;
+	uint32_t flags;              /* 0 */
+	uint32_t policy;             /* WHARF_POLICY_* */
+	wharf_pool *pool;            /* the port takes its own reference; NULL: a private one of pool_bytes_max */
+	uint64_t pool_bytes_max;     /* default 64 MiB */
+	/* for the peer's hello; default 10 s if accepted or spawned, else none; negative: none */
+	int64_t open_timeout_ns;
+	const char *name;            /* told to the peer, at most WHARF_NAME_MAX bytes; default: the program's name */
+
+	/* What this end queues and lends: past it a send answers -EAGAIN. */
+	uint64_t tx_queued_bytes_max; /* payload and overhead that waits behind the first message; default 16 MiB */
+	uint32_t tx_fds_max;          /* descriptors sent and not yet known to be read; default 253, at least 1 */
+	uint32_t unreleased_max;      /* keep-latest: values with the peer; -EOPNOTSUPP in this release */
+
+	/* What this end takes: told to the peer, and a violation if passed. */
+	uint64_t rx_mapped_bytes_max; /* of the peer's segments mapped here; default 1 GiB */
+	uint64_t rx_bytes_max;        /* largest message delivered whole; default 64 MiB */
+	uint32_t rx_fds_max;          /* descriptors per message; default 0: none, at most 253 */
+	uint32_t rx_msgs_per_turn;    /* delivered before other ports have their turn, whole frames; default 65536 */
+	uint32_t untrusted;           /* 1: deliver private copies, which the peer cannot change under the reader. No memory
+	                               * for one ends the port: WHARF_CLOSE_ERROR, ENOMEM */
+	uint32_t reserved;
+};
+
+/*
+ * A connected pair of ends, close-on-exec: open one with wharf_open and hand the other to a child, a thread, or
+ * another loop. 0; -EMFILE; -ENFILE; -ENOMEM.
+ */
+WHARF_API WHARF_CHECK int wharf_pair(int ret_fds[2]);
+
+/*
+ * Opens one end of a connected AF_UNIX SOCK_SEQPACKET socket as a port: says hello, then carries messages both ways.
+ * On success the port owns fd, and *ret_port (which may be NULL) is valid until on_close returns.
+ * 0; -EBADF; -EPROTOTYPE: not such a socket; -ENOMEM; -EMFILE; -EXDEV: a pool that is not shared and has a port
+ * already; -EUSERS: a shared one that has WHARF_POOL_PORTS_MAX.
+ */
+WHARF_API WHARF_CHECK int wharf_open(wharf_loop *loop, int fd, const struct wharf_port_options *options,
+	wharf_port **ret_port);
+
+/* Keeps the handle alive past on_close: it then answers -EPIPE. Any thread. unref takes NULL and returns NULL. */
+WHARF_API wharf_port *wharf_port_ref(wharf_port *port);
+WHARF_API wharf_port *wharf_port_unref(wharf_port *port);
+
+/*
+ * Ends it in good order: new sends answer -EPIPE, what is queued is sent, messages are delivered until the peer has
+ * done the same or timeout_ns is over: WHARF_CLOSE_TIMEOUT, also if only the peer's word is missing (unsent_messages
+ * tells). Buffers that the peer still reads stay lent until it releases them or is proved dead; a private pool goes
+ * with its last port, its lent segments unwritten. 0; -EPIPE: closed already; -EALREADY: closing.
+ */
+WHARF_API int wharf_port_close(wharf_port *port, int64_t timeout_ns);
+
+/* Ends it at once, also while it closes: queues are dropped, no more messages are delivered, the peer is told the code.
+ * 0; -EPIPE. */
+WHARF_API int wharf_port_abort(wharf_port *port, uint32_t app_code);
+
+/*
+ * Stops, and goes on with, delivering messages: none after pause returns, not even of the same turn. The peer feels it
+ * as backpressure. While a port is paused on_close waits, except after an abort or a failure. 0; -EPIPE.
+ */
+WHARF_API int wharf_port_pause(wharf_port *port);
+WHARF_API int wharf_port_resume(wharf_port *port);
+
+WHARF_API wharf_pool *wharf_port_pool(wharf_port *port); /* borrowed, until on_close returns: NULL afterwards */
+WHARF_API wharf_loop *wharf_port_loop(wharf_port *port); /* borrowed */
+WHARF_API void *wharf_port_user(wharf_port *port);
+WHARF_API const struct wharf_peer *wharf_port_peer(wharf_port *port); /* NULL before its hello; as long as the handle */
+
+struct wharf_port_stats {
+	size_t size; /* set by the caller; no more is written */
+	uint64_t tx_messages, tx_bytes, tx_frames, tx_fds;
+	uint64_t rx_messages, rx_bytes, rx_frames, rx_fds;
+	uint64_t tx_queued_bytes;   /* now */
+	uint64_t tx_lent_bytes;     /* now */
+	uint64_t tx_unread_frames;  /* now: in the kernel or with the peer, not yet reported as read */
+	uint64_t tx_again;          /* sends answered -EAGAIN */
+	uint64_t tx_socket_full;    /* frames the kernel refused for want of room, and that waited */
+	uint64_t wakes_sent, wakes_received; /* release-wakes */
+	uint64_t rx_mapped_bytes;   /* of the peer's segments, now */
+};
+/* 0; -EPIPE. */
+WHARF_API int wharf_port_stats(wharf_port *port, struct wharf_port_stats *ret_stats);
+
+/* ---- Sending -------------------------------------------------------------------------------------------------- */
+
+/*
+ * One piece of a message: either `buf`, the range [offset, offset + size) of a claimed buffer (size 0: to its end),
+ * which the receiver reads in place; or `bytes`, memory of the caller that is copied during the call (size 0: nothing).
+ * How a payload travels depends on which is given, never on its size. The bytes of one message together must fit
+ * wharf_peer.bytes_max (3 KiB at the least); larger payloads are claimed.
+ */
+struct wharf_part {
+	struct wharf_buf *buf;
+	const void *bytes;
+	size_t offset;
+	size_t size;
+	/* send `bytes` by reference: -EOPNOTSUPP in this release */
+	void (*done)(const void *bytes, size_t size, void *user);
+	void *user;
+	uint64_t reserved[2];
+};
+
+enum {
+	/* once accepted, wharf closes fds on every path; else it duplicates them during the call */
+	WHARF_FDS_MOVE = 1u << 0,
+};
+
+struct wharf_out {
+	uint32_t type;  /* the application's, all 32 bits */
+	uint32_t flags; /* WHARF_FDS_MOVE */
+	const struct wharf_part *parts;
+	size_t n_parts; /* up to 64; 0: a message without bytes */
+	const int *fds;
+	size_t n_fds;   /* up to 253, and up to what the peer takes */
+	uint64_t key;   /* keep-latest */
+	uint64_t reserved[3];
+};
+
+/*
+ * Queues one message; messages of a port arrive whole and in order. On success its buffers are emptied: they are the
+ * port's. It leaves with this turn's flush, or at once when a frame is full.
+ * 0. -EAGAIN: a cap is reached; on_writable follows. -EPIPE: the port is closing or closed. -EMSGSIZE: too many bytes
+ * for a frame, more than the peer takes, or more descriptors than the peer or tx_fds_max allow: for ever. -EINVAL: an
+ * empty buffer, one twice, or a range outside it. -EXDEV: a buffer of another pool. -EBUSY: this buffer is with this
+ * peer already. -EBADF: a descriptor. -EMFILE: it could not be duplicated, or a segment not be announced. -ENOMEM.
+ * Before the peer's hello its limits are not known: a message that turns out to exceed them then fails the port with
+ * WHARF_CLOSE_ERROR (EMSGSIZE).
+ */
+WHARF_API WHARF_CHECK int wharf_send(wharf_port *port, const struct wharf_out *out);
+
+/* The same for the two most common messages: one whole buffer, and some bytes (copied; size may be 0). */
+WHARF_API WHARF_CHECK int wharf_send_buf(wharf_port *port, uint32_t type, struct wharf_buf *buf);
+WHARF_API WHARF_CHECK int wharf_send_bytes(wharf_port *port, uint32_t type, const void *bytes, size_t size);
+
+/* ---- Receiving ------------------------------------------------------------------------------------------------ */
+
+struct wharf_slice {
+	const void *data;
+	size_t size;
+};
+
+enum {
+	/* at least one descriptor did not arrive (no room in the table here): it is -1 in fds */
+	WHARF_MSG_FDS_LOST = 1u << 0,
+	WHARF_MSG_TAKEN = 1u << 1,    /* made by wharf_msg_take: lives until released */
+};
+
+/*
+ * A received message; made by the library only, and read only. A payload is a list of slices, possibly none: one for
+ * each part as sent. Slices of claimed buffers are 64-aligned if the part began at a multiple of 64, slices of bytes
+ * 8-aligned; copies are 64-aligned. Reading memory that an untrusted peer can still change invites double fetches: see
+ * the option `untrusted`.
+ */
+struct wharf_msg {
+	uint32_t type;
+	uint32_t flags;
+	uint64_t stream;  /* 0: plain */
+	size_t size;      /* of all slices together */
+	const struct wharf_slice *slices;
+	size_t n_slices;
+	const int *fds;   /* borrowed; -1: lost or taken */
+	size_t n_fds;
+	uint64_t sent_ns; /* CLOCK_MONOTONIC when the sender's turn began */
+};
+
+/*
+ * Makes the message the caller's: bytes in shared memory stay where they are (and hold their sender's memory), inline
+ * bytes are copied, so read the pointers again. It takes the descriptors too. Only inside the handler, and once: the
+ * borrowed message stays readable until the handler returns. Of a taken message it is another reference. NULL: no
+ * memory (msg is borrowed still), or taken before. The result is released from any thread, also after its port and
+ * loop are gone.
+ */
+WHARF_API WHARF_CHECK struct wharf_msg *wharf_msg_take(const struct wharf_msg *msg);
+
+/* Another reference to a taken message; each is released. */
+WHARF_API struct wharf_msg *wharf_msg_ref(struct wharf_msg *msg);
+
+/* Gives back a taken message (never a borrowed one): closes descriptors not taken, lets the sender use the memory again.
+ * Takes NULL, returns NULL. */
+WHARF_API struct wharf_msg *wharf_msg_release(struct wharf_msg *msg);
+
+/* Takes fds[index]: returns it, and the caller closes it. -EBADF: lost or taken already; -ERANGE. */
+WHARF_API int wharf_msg_take_fd(const struct wharf_msg *msg, size_t index);
+
+/* Copies up to size bytes from offset on; returns how many. */
+WHARF_API size_t wharf_msg_copy(const struct wharf_msg *msg, size_t offset, void *to, size_t size);
+
+/*
+ * The payload in one piece: in place when it is one slice, else copied once; valid as long as msg. NULL: no memory. An
+ * empty payload gives a pointer that must not be read. For a message shared between threads call it before sharing.
+ */
+WHARF_API const void *wharf_msg_contiguous(const struct wharf_msg *msg);
+
+/* ---- Listening and connecting --------------------------------------------------------------------------------- */
+
+/*
+ * Addresses are paths, or names in the abstract namespace written with a leading '@'. Anybody in the network namespace
+ * may connect to an abstract name, and may squat one.
+ */
+struct wharf_listener_ops {
+	size_t size;
+	/* A peer connected; nothing was read yet. Call wharf_accept here to keep it; else it is closed on return. who has
+	 * the kernel's pid, uid and gid, and no more. */
+	void (*on_accept)(wharf_listener *listener, const struct wharf_peer *who, void *user);
+	/* Accepting failed (a positive errno: EMFILE, ...); it goes on by itself, after a pause. */
+	void (*on_error)(wharf_listener *listener, int error, void *user);
+};
+
+struct wharf_listener_options {
+	size_t size;
+	const struct wharf_listener_ops *ops; /* kept. Required */
+	void *user;
+	uint32_t mode;    /* permissions of the socket file; default 0600 */
+	uint32_t backlog; /* default 128 */
+	uint32_t flags;   /* 0 */
+	uint32_t reserved;
+};
+
+/*
+ * Listens on an address. A socket file that nobody listens on any more is replaced; one in use is not.
+ * 0; -EADDRINUSE; -ENAMETOOLONG; -EEXIST: the path is something else than a socket; -EACCES, -ENOENT, ...: the path's;
+ * -EMFILE; -ENOMEM.
+ */
+WHARF_API WHARF_CHECK int wharf_listen(wharf_loop *loop, const char *address,
+	const struct wharf_listener_options *options,
+	wharf_listener **ret_listener);
+
+/*
+ * Keeps the connection that on_accept tells of; inside it, until one call succeeds, else -EALREADY. 0; as wharf_open.
+ */
+WHARF_API WHARF_CHECK int wharf_accept(wharf_listener *listener, const struct wharf_port_options *options,
+	wharf_port **ret_port);
+
+/*
+ * Stops listening and removes the socket file if it is still this one's. Ports accepted stay. The handle ends, and no
+ * callback of it follows; allowed in its own callbacks. Takes NULL, returns NULL.
+ */
+WHARF_API wharf_listener *wharf_listener_close(wharf_listener *listener);
+
+/*
+ * Opens a port to a listener. 0: connected, or on its way: on_open or on_close tells. -ECONNREFUSED: nobody listens;
+ * -ENOENT: no such path; -EPROTOTYPE: it is no SOCK_SEQPACKET socket; -EBUSY: the listener's backlog is full;
+ * -ENAMETOOLONG; -EACCES; -EMFILE; -ENOMEM.
+ */
+WHARF_API WHARF_CHECK int wharf_connect(wharf_loop *loop, const char *address, const struct wharf_port_options *options,
+	wharf_port **ret_port);
+
+/* ---- Child processes ------------------------------------------------------------------------------------------ */
+
+struct wharf_spawn_options {
+	size_t size;
+	const char *path;         /* default argv[0], looked up in PATH */
+	char *const *argv;        /* required */
+	char *const *envp;        /* default: this process's environment. WHARF_FD is added */
+	const struct wharf_port_options *port; /* required */
+	uint32_t flags;           /* 0 */
+	uint32_t reserved;
+};
+
+/*
+ * Starts a program with a port to it; the program opens its end with wharf_port_inherit. The caller owns *ret_pidfd
+ * (which may be NULL) and reaps the child; closed is not dead. Descriptors without close-on-exec are inherited as by
+ * any exec; the child starts with an empty signal mask. 0; as wharf_open; -ENOENT, -EACCES, ... of the program itself.
+ */
+WHARF_API WHARF_CHECK int wharf_spawn(wharf_loop *loop, const struct wharf_spawn_options *options,
+	wharf_port **ret_port,
+	int *ret_pidfd);
+
+/*
+ * In the program started: opens the end it was given (WHARF_FD is its number, in decimal, and leaves the environment).
+ * 0; as wharf_open; -ENOENT: started by something else; -EALREADY: done before.
+ */
+WHARF_API WHARF_CHECK int wharf_port_inherit(wharf_loop *loop, const struct wharf_port_options *options,
+	wharf_port **ret_port);
+
+/*
+ * The first call of a forked child that goes on to use the library itself, with loops and pools of its own; the
+ * parent's handles must not be touched there. A child forked inside a callback must not return from it. 0, also where
+ * there is nothing to do: not forked, or nothing used before the fork but wharf_pair; -ENOMEM.
+ */
+WHARF_API int wharf_fork_child(void);
+
+/* ---- Planned: declared so that programs can be written against it, not in this release ------------------------- */
+
+#ifdef WHARF_DRAFT
+
+/*
+ * Streams: messages larger than the pool or than the receiver wants to hold, and conversations that must not stall
+ * each other. Ids come from the library; a stream has its own order and its own credit.
+ */
+enum {
+	WHARF_LAST = 1u << 1,         /* on a send within a stream or call: nothing follows */
+	WHARF_MSG_FRAGMENT = 1u << 2, /* on a message: a piece of a stream, as it arrived */
+	WHARF_MSG_LAST = 1u << 3,     /* its stream or call ends with it */
+};
+#define WHARF_BYTES_UNKNOWN UINT64_MAX
+
+/* total_bytes WHARF_BYTES_UNKNOWN when it is not known. 0; -EAGAIN; -EPIPE; -ENOMEM. */
+WHARF_API WHARF_CHECK int wharf_stream_begin(wharf_port *port, uint32_t type, uint64_t total_bytes,
+	uint64_t *ret_stream);
+WHARF_API WHARF_CHECK int wharf_stream_send(wharf_port *port, uint64_t stream, const struct wharf_out *out);
+WHARF_API WHARF_CHECK int wharf_stream_send_buf(wharf_port *port, uint64_t stream, struct wharf_buf *buf,
+	uint32_t flags);
+WHARF_API int wharf_stream_end(wharf_port *port, uint64_t stream);                       /* 0; -ESTALE; -EPIPE */
+WHARF_API int wharf_stream_abort(wharf_port *port, uint64_t stream, uint32_t app_code);  /* either side */
+WHARF_API int wharf_stream_pause(wharf_port *port, uint64_t stream);
+WHARF_API int wharf_stream_resume(wharf_port *port, uint64_t stream);
+
+/*
+ * Calls: a request and its replies. Ids carry a generation: an ended one answers -ESTALE. on_end fires exactly once,
+ * after the last on_reply and before the port's on_close.
+ */
+typedef uint64_t wharf_call_id;
+
+/* Positive results of a send, on ports with a policy other than FAIL. */
+enum {
+	WHARF_SENT_REPLACED = 1, /* accepted; an older value of the same type and key, not yet sent, is freed */
+	WHARF_SENT_DROPPED = 2,  /* this one was dropped and counted */
+};
+
+enum { /* reason of a call's end */
+	WHARF_END_LAST = 1,      /* answered in full; status is the answerer's */
+	WHARF_END_DEADLINE = 2,
+	WHARF_END_CANCEL = 3,
+	WHARF_END_PEER_GONE = 4,
+	WHARF_END_CLOSED = 5,
+	WHARF_END_NO_REPLY = 6,  /* the handler neither answered nor took it */
+	WHARF_END_REFUSED = 7,
+	WHARF_END_ERROR = 8,     /* error says what */
+};
+WHARF_API const char *wharf_end_name(uint32_t reason);
+
+enum { /* what is safe to repeat */
+	WHARF_NOT_SEEN = 1,      /* unsent, or beyond the last call that the peer's bye names */
+	WHARF_MAYBE_SEEN = 2,
+	WHARF_REPLIED = 3,
+};
+
+struct wharf_end {
+	uint32_t reason;   /* WHARF_END_* */
+	uint32_t progress; /* WHARF_NOT_SEEN, ... */
+	uint32_t status;   /* the application's, with WHARF_END_LAST */
+	int32_t error;     /* a positive errno, or 0 */
+	uint32_t app_code; /* of the abort or refusal that ended it */
+	uint32_t reserved;
+};
+
+struct wharf_call_options {
+	size_t size;
+	void (*on_reply)(wharf_port *port, wharf_call_id id, const struct wharf_msg *msg, void *user);
+	void (*on_writable)(wharf_port *port, wharf_call_id id, void *user); /* a send to it that answered -EAGAIN */
+	void (*on_end)(wharf_port *port, wharf_call_id id, const struct wharf_end *end, void *user);
+	void *user;
+	int64_t timeout_ns; /* 0 or negative: none */
+	uint32_t flags;     /* 0 */
+	uint32_t delegate;  /* 1: the answer comes through a fresh pair whose other end travels in the request */
+};
+
+/* What the answering side is told of one request. Exactly one on_end, last, also when our own reply was the end. */
+struct wharf_answer_options {
+	size_t size;
+	/* the rest of it */
+	void (*on_message)(wharf_port *port, wharf_call_id id, const struct wharf_msg *msg, void *user);
+	void (*on_writable)(wharf_port *port, wharf_call_id id, void *user);
+	void (*on_end)(wharf_port *port, wharf_call_id id, const struct wharf_end *end, void *user);
+	void *user;
+};
+
+/*
+ * Each send of a call is a message of its own, delivered whole; the last one of a request carries WHARF_LAST. Ids are
+ * never 0.
+ */
+WHARF_API WHARF_CHECK int wharf_call(wharf_port *port, const struct wharf_out *request,
+	const struct wharf_call_options *options, wharf_call_id *ret_id);
+WHARF_API WHARF_CHECK int wharf_call_send(wharf_port *port, wharf_call_id id, const struct wharf_out *out);
+WHARF_API WHARF_CHECK int wharf_call_send_buf(wharf_port *port, wharf_call_id id, struct wharf_buf *buf,
+	uint32_t flags);
+WHARF_API int wharf_call_cancel(wharf_port *port, wharf_call_id id);
+WHARF_API int wharf_call_pause(wharf_port *port, wharf_call_id id);
+WHARF_API int wharf_call_resume(wharf_port *port, wharf_call_id id);
+
+/*
+ * The answering side. Takes a request, only inside the on_message that brings its beginning: whoever takes it ends it,
+ * with a reply that carries WHARF_LAST and status. One that no handler takes ends with WHARF_END_NO_REPLY. 0; -ENOENT:
+ * msg is no request; -EALREADY: taken; -ENOMEM.
+ */
+WHARF_API WHARF_CHECK int wharf_call_take(wharf_port *port, const struct wharf_msg *msg,
+	const struct wharf_answer_options *options, wharf_call_id *ret_id);
+WHARF_API WHARF_CHECK int wharf_reply(wharf_port *port, wharf_call_id id, const struct wharf_out *out, uint32_t status);
+WHARF_API WHARF_CHECK int wharf_reply_buf(wharf_port *port, wharf_call_id id, struct wharf_buf *buf, uint32_t status,
+	uint32_t flags);
+
+/*
+ * Takes the death of this process for the peer's end, whoever else holds the socket; duplicates pidfd. 0; -EBADF;
+ * -EMFILE.
+ */
+WHARF_API int wharf_port_watch(wharf_port *port, int pidfd);
+
+/*
+ * Other threads: what was posted before, tasks included, is carried out before; all with the loop's next turn.
+ * Arguments are checked when posting. timeout_ns 0 does not wait (-EAGAIN); waiting answers -ETIMEDOUT, and -EDEADLK on
+ * a loop's thread.
+ */
+WHARF_API WHARF_CHECK int wharf_post(wharf_port *port, const struct wharf_out *out, int64_t timeout_ns);
+WHARF_API WHARF_CHECK int wharf_post_buf(wharf_port *port, uint32_t type, struct wharf_buf *buf, int64_t timeout_ns);
+
+/*
+ * run fires exactly once on the loop's thread: status 0, or -EPIPE when the loop was freed first. The caller brings the
+ * storage, and may post it again from when run is called. Tasks not yet run keep wharf_loop_run running.
+ */
+struct wharf_task {
+	void (*run)(struct wharf_task *task, int status);
+	void *user;
+	uint64_t opaque[4]; /* zero before its first use */
+};
+WHARF_API int wharf_loop_post(wharf_loop *loop, struct wharf_task *task); /* 0; -EALREADY: pending; -EPIPE */
+
+/*
+ * Passing an end: one that was never opened travels in a message, with what its socket has queued, and is opened by the
+ * receiver with wharf_open. Always moved. As wharf_send; -EBUSY: it was opened.
+ */
+WHARF_API WHARF_CHECK int wharf_port_pass(wharf_port *port, uint32_t type, int fd);
+
+#endif /* WHARF_DRAFT */
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

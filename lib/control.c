@@ -1,0 +1,254 @@
+/* SPDX-License-Identifier: MIT */
+/* Control memory: see control.h. A bump allocator with one free list per power of two: pools come and go in few sizes. */
+#include "control.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "compat.h"
+#include "guard.h"
+
+enum {
+	ARENA_BYTES = 256 << 20,  /* address space, not memory: some 20000 small pools */
+	RESERVE_BYTES = 64 << 10, /* taken from the kernel at once; guessed, never tuned */
+	ORDERS = 23,              /* 64 B << 22 is the whole arena */
+};
+
+static struct {
+	pthread_mutex_t lock;
+	char *base;
+	struct wh_control_header *header;
+	int fd;
+	bool hooked;
+	size_t used;             /* handed out at least once */
+	size_t reserved;         /* backed by pages */
+	uint32_t free[ORDERS];   /* positions; the next one is in a free block's first word */
+	uint64_t next_id;
+	struct wh_fork_hook hook;
+} arena = { .lock = PTHREAD_MUTEX_INITIALIZER, .fd = -1 };
+
+static void in_child(struct wh_fork_hook *hook)
+{
+	(void)hook;
+	if (arena.fd >= 0)
+		close(arena.fd);
+	arena.fd = -1;
+}
+
+static uint64_t start_time(void)
+{
+	char text[1024], *at;
+	int fd = open("/proc/self/stat", O_RDONLY | O_CLOEXEC);
+	if (fd < 0)
+		return 0;
+	ssize_t n = read(fd, text, sizeof(text) - 1);
+	close(fd);
+	if (n <= 0)
+		return 0;
+	text[n] = 0;
+	/* The second field is the program's name in parentheses: anything may be in it. */
+	at = strrchr(text, ')');
+	for (int field = 2; at && field < 22; field++)
+		at = strchr(at + 1, ' ');
+	return at ? strtoull(at, NULL, 10) : 0;
+}
+
+static int reserve(size_t bytes)
+{
+	if (bytes <= arena.reserved)
+		return 0;
+	if (bytes > ARENA_BYTES)
+		return -ENOMEM;
+	size_t more = wh_align_up(bytes - arena.reserved, RESERVE_BYTES);
+	int error;
+	do
+		error = fallocate(arena.fd, 0, (off_t)arena.reserved, (off_t)more) < 0 ? errno : 0;
+	while (error == EINTR);
+	if (error)
+		return -ENOMEM;
+	arena.reserved += more;
+	return 0;
+}
+
+static int arena_make(void)
+{
+	int error;
+	void *base = MAP_FAILED;
+
+	arena.fd = memfd_create("wharf-control", MFD_CLOEXEC | MFD_ALLOW_SEALING | MFD_NOEXEC_SEAL);
+	if (arena.fd < 0 && errno == EINVAL)
+		arena.fd = memfd_create("wharf-control", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+	if (arena.fd < 0)
+		return -errno;
+	if (ftruncate(arena.fd, ARENA_BYTES) < 0)
+		goto fail;
+	base = mmap(NULL, ARENA_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, arena.fd, 0);
+	if (base == MAP_FAILED || madvise(base, ARENA_BYTES, MADV_DONTFORK) < 0)
+		goto fail;
+	if (fcntl(arena.fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_FUTURE_WRITE) < 0 ||
+	    fcntl(arena.fd, F_ADD_SEALS, F_SEAL_SEAL) < 0)
+		goto fail;
+	arena.reserved = 0;
+	error = reserve(WH_CONTROL_HEADER_BYTES);
+	if (error) {
+		errno = -error;
+		goto fail;
+	}
+	arena.base = base;
+	arena.header = base;
+	arena.used = WH_CONTROL_HEADER_BYTES;
+	arena.header->version = WH_CONTROL_VERSION;
+	arena.header->pid = (uint32_t)getpid();
+	arena.header->start_time = start_time();
+	arena.header->size = ARENA_BYTES;
+	atomic_store_explicit(&arena.header->used, arena.used, memory_order_relaxed);
+	/* Last: whoever sees the magic sees the rest. */
+	atomic_store_explicit(&arena.header->magic, WH_CONTROL_MAGIC, memory_order_release);
+	if (!arena.hooked) {
+		arena.hook.child = in_child;
+		wh_guard_add(&arena.hook);
+		arena.hooked = true;
+	}
+	return 0;
+fail:
+	error = -errno;
+	if (base != MAP_FAILED)
+		munmap(base, ARENA_BYTES);
+	close(arena.fd);
+	arena.fd = -1;
+	return error;
+}
+
+static unsigned order_of(size_t bytes)
+{
+	size_t units = (bytes + WH_CONTROL_UNIT - 1) / WH_CONTROL_UNIT;
+	return units <= 1 ? 0 : (unsigned)(64 - __builtin_clzll(units - 1));
+}
+
+static void *at(uint32_t position) { return arena.base + (size_t)position * WH_CONTROL_UNIT; }
+
+uint32_t wh_control_position(const void *block)
+{
+	return block ? (uint32_t)((size_t)((const char *)block - arena.base) / WH_CONTROL_UNIT) : 0;
+}
+
+static void put(uint32_t position, unsigned order)
+{
+	*(uint32_t *)at(position) = arena.free[order];
+	arena.free[order] = position;
+}
+
+static uint32_t take(unsigned order)
+{
+	unsigned from = order;
+	while (from < ORDERS && !arena.free[from])
+		from++;
+	if (from == ORDERS)
+		return 0;
+	uint32_t position = arena.free[from];
+	arena.free[from] = *(uint32_t *)at(position);
+	/* Halves are not joined again: sizes are few, so what was split is asked for again in the same size. */
+	while (from-- > order)
+		put(position + (1u << from), from);
+	return position;
+}
+
+int wh_control_alloc(size_t bytes, void **ret_block)
+{
+	unsigned order = order_of(bytes);
+	size_t size = (size_t)WH_CONTROL_UNIT << order;
+	uint32_t position;
+	int error = 0;
+
+	wh_assert(bytes > 0 && size < ARENA_BYTES);
+	pthread_mutex_lock(&arena.lock);
+	if (!arena.base)
+		error = arena_make();
+	if (error)
+		goto out;
+	position = take(order);
+	if (position) {
+		memset(at(position), 0, bytes);
+	} else {
+		error = reserve(arena.used + size);
+		if (error)
+			goto out;
+		position = (uint32_t)(arena.used / WH_CONTROL_UNIT);
+		arena.used += size;
+		atomic_store_explicit(&arena.header->used, arena.used, memory_order_relaxed);
+	}
+	*ret_block = at(position);
+out:
+	pthread_mutex_unlock(&arena.lock);
+	return error;
+}
+
+void wh_control_free(void *block, size_t bytes)
+{
+	if (!block)
+		return;
+	pthread_mutex_lock(&arena.lock);
+	put(wh_control_position(block), order_of(bytes));
+	pthread_mutex_unlock(&arena.lock);
+}
+
+void wh_control_change_begin(void)
+{
+	pthread_mutex_lock(&arena.lock);
+	/* No store of the change comes before it: an inspector that sees one sees the odd number. */
+	atomic_fetch_add_explicit(&arena.header->sequence, 1, memory_order_seq_cst);
+}
+
+void wh_control_change_end(void)
+{
+	atomic_fetch_add_explicit(&arena.header->sequence, 1, memory_order_release);
+	pthread_mutex_unlock(&arena.lock);
+}
+
+void wh_control_add_pool(struct wh_control_pool *pool)
+{
+	wh_control_change_begin();
+	uint32_t first = arena.header->first_pool, position = wh_control_position(pool);
+	pool->id = ++arena.next_id;
+	atomic_store_explicit(&pool->next, first, memory_order_relaxed);
+	if (first)
+		((struct wh_control_pool *)at(first))->previous = position;
+	atomic_store_explicit(&arena.header->first_pool, position, memory_order_release);
+	arena.header->n_pools++;
+	wh_control_change_end();
+}
+
+void wh_control_remove_pool(struct wh_control_pool *pool)
+{
+	wh_control_change_begin();
+	uint32_t next = pool->next, previous = pool->previous;
+	if (previous)
+		((struct wh_control_pool *)at(previous))->next = next;
+	else
+		arena.header->first_pool = next;
+	if (next)
+		((struct wh_control_pool *)at(next))->previous = previous;
+	arena.header->n_pools--;
+	wh_control_change_end();
+}
+
+uint64_t wh_control_next_id(void)
+{
+	pthread_mutex_lock(&arena.lock);
+	uint64_t id = ++arena.next_id;
+	pthread_mutex_unlock(&arena.lock);
+	return id;
+}
+
+void wh_control_restart(void)
+{
+	in_child(NULL);
+	memset(&arena, 0, sizeof(arena));
+	arena.lock = (pthread_mutex_t)PTHREAD_MUTEX_INITIALIZER;
+	arena.fd = -1;
+}

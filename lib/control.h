@@ -1,0 +1,143 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Control memory: one memfd per process, "wharf-control", in which all pools keep their bitmaps and tables. Only this
+ * process can write it; an inspector maps it read-only through /proc/PID/fd, without the process's help.
+ *
+ * Layout, native byte order. A position is a byte offset divided by 64; 0 is none. Every position below is of zeroed
+ * memory that was reserved when it was handed out.
+ *
+ *   header (offset 0)              pool (struct wh_control_pool)        slot (struct wh_control_slot)
+ *     0  u64 magic "WHARFCTL"        0    u32 next pool                   0     u32 state (enum wh_slot_state)
+ *     8  u32 layout version          4    u32 flags: 1 shared             4     u32 n_chunks
+ *    12  u32 pid                     8    u64 id, never reused            8     u8 chunk_shift, 7 zero
+ *    16  u64 start time of the pid   16   u64 bytes_max                   16    u64 times it was made
+ *        (/proc/PID/stat, field 22)  24   u64 bytes reserved in segments  24    u32 run info: n_chunks of u64
+ *    24  u64 bytes of the memfd      32   u32 previous, u32 n_slots       28    u32 counts: n_chunks of u16, or 0
+ *    32  u64 sequence: odd while     40   char name[32]                   32    zero to 64
+ *        a table is changed          72   zero to 128                     64    u64 free[64]
+ *    40  u32 first pool              128  u32 lease[64]                   576   u64 counted[64]
+ *    44  u32 n_pools                 384  u32 slot[256]                   1088  u64 holders[64]
+ *    48  u64 bytes handed out so far 1408 local[4], 64 bytes each         1600
+ *    56  zero to 4096                1664
+ *
+ *   lease (struct wh_control_lease): 0 u64 id, never reused; 8 u32 peer's pid or 0; 12 u32 index in the pool; 16 zero to 64;
+ *   64 u32 lent[256]: for each slot 64 words, or 0.
+ *
+ * A chunk c of a slot is bit c % 64 of word c / 64. Free: its bit is set in free[], or in local.bits of the word that
+ * local.where names (a loop's thread has taken that word). Lent: its bit is set in a lease's words; the peer may have
+ * released it already, which only the release map tells. Claimed otherwise. counted: several hold it, counts says how
+ * many. holders: which leases may have a bit in that word. Run info, at a run's first chunk: the turn in which it was
+ * last lent (low half) and for which stream.
+ * A process that forked and goes on has a memfd of its own: compare pid and start time with the process looked at.
+ */
+#ifndef WH_CONTROL_H
+#define WH_CONTROL_H
+
+#include "base.h"
+
+#define WH_CONTROL_MAGIC UINT64_C(0x4c54434652414857) /* "WHARFCTL" */
+
+enum {
+	WH_CONTROL_VERSION = 1,
+	WH_CONTROL_UNIT = 64,
+	WH_CONTROL_HEADER_BYTES = 4096,
+	WH_CONTROL_SLOTS = 256,
+	WH_CONTROL_LEASES = 64,
+	WH_CONTROL_LOCALS = 4,
+	WH_SLOT_WORDS = 64,  /* a segment has at most 4096 chunks */
+};
+
+struct wh_control_header {
+	_Atomic uint64_t magic;
+	uint32_t version;
+	uint32_t pid;
+	uint64_t start_time;
+	uint64_t size;
+	_Atomic uint64_t sequence;
+	_Atomic uint32_t first_pool;
+	_Atomic uint32_t n_pools;
+	_Atomic uint64_t used;
+};
+_Static_assert(sizeof(struct wh_control_header) == 56, "layout");
+
+/* A word of one class that a loop's thread has taken whole. Written by that thread only. */
+struct wh_local {
+	_Alignas(64) _Atomic uint64_t bits;  /* free chunks of it */
+	_Atomic uint64_t where;              /* slot in the low 16 bits, first chunk of the word in the high 32 */
+	uint64_t data;                       /* address of that chunk in the owner */
+};
+_Static_assert(sizeof(struct wh_local) == 64, "layout");
+
+struct wh_control_pool {
+	_Atomic uint32_t next;
+	uint32_t flags;
+	uint64_t id;
+	uint64_t bytes_max;
+	_Atomic uint64_t bytes;
+	_Atomic uint32_t previous;
+	_Atomic uint32_t n_slots;
+	char name[32];
+	uint64_t zero[7];
+	_Atomic uint32_t lease[WH_CONTROL_LEASES];
+	_Atomic uint32_t slot[WH_CONTROL_SLOTS];
+	struct wh_local local[WH_CONTROL_LOCALS];
+};
+_Static_assert(offsetof(struct wh_control_pool, lease) == 128, "layout");
+_Static_assert(offsetof(struct wh_control_pool, slot) == 384, "layout");
+_Static_assert(offsetof(struct wh_control_pool, local) == 1408, "layout");
+_Static_assert(sizeof(struct wh_control_pool) == 1664, "layout");
+
+enum wh_slot_state {
+	WH_SLOT_EMPTY,    /* no memory */
+	WH_SLOT_LIVE,     /* chunks are claimed from it */
+	WH_SLOT_RETIRING, /* every chunk is taken away; waits until peers have unmapped it */
+	WH_SLOT_DEAD,     /* nothing is claimed from it any more; goes when what is claimed has come back */
+};
+
+struct wh_control_slot {
+	_Atomic uint32_t state;
+	_Atomic uint32_t n_chunks;
+	_Atomic uint8_t chunk_shift;
+	uint8_t reserved[7];
+	uint64_t times_made;
+	_Atomic uint32_t info;
+	_Atomic uint32_t counts;
+	uint64_t zero[4];
+	_Atomic uint64_t free[WH_SLOT_WORDS];
+	_Atomic uint64_t counted[WH_SLOT_WORDS];
+	_Atomic uint64_t holders[WH_SLOT_WORDS];
+};
+_Static_assert(offsetof(struct wh_control_slot, free) == 64, "layout");
+_Static_assert(sizeof(struct wh_control_slot) == 1600, "layout");
+
+struct wh_control_lease {
+	uint64_t id;
+	_Atomic uint32_t peer;
+	uint32_t index;
+	uint64_t zero[6];
+	_Atomic uint32_t lent[WH_CONTROL_SLOTS];
+};
+_Static_assert(sizeof(struct wh_control_lease) == 1088, "layout");
+
+/*
+ * A zeroed block, 64-aligned, whose pages are reserved: touching it cannot fail later. The first one makes the memfd.
+ * Any thread. 0; -ENOMEM; -EMFILE.
+ */
+int wh_control_alloc(size_t bytes, void **ret_block);
+void wh_control_free(void *block, size_t bytes); /* takes NULL */
+
+uint32_t wh_control_position(const void *block);
+
+/* Tables that an inspector walks change between these two. Not nested; hold no lock of another pool inside. */
+void wh_control_change_begin(void);
+void wh_control_change_end(void);
+
+/* Enters a new pool's record, with a new id, into the list, and takes it out. */
+void wh_control_add_pool(struct wh_control_pool *pool);
+void wh_control_remove_pool(struct wh_control_pool *pool);
+uint64_t wh_control_next_id(void);
+
+/* In a forked child that starts over: forgets the parent's memory, which is not mapped here, and closes its memfd. */
+void wh_control_restart(void);
+
+#endif

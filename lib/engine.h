@@ -1,0 +1,152 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * The seam between the loop and the kernel. An engine speaks in events, with the kernel's quirks smoothed away; the loop
+ * and the ports know neither io_uring nor epoll. One engine per loop, used by one thread, wh_engine_wake excepted.
+ *
+ * Nothing is delivered inside a request: everything comes out of wh_engine_next, per link in the order in which it happened.
+ */
+#ifndef WH_ENGINE_H
+#define WH_ENGINE_H
+
+#include <sys/socket.h>
+#include <sys/types.h>
+#include <sys/uio.h>
+
+#include "list.h"
+
+struct wh_engine;
+
+enum {
+	WH_ENGINE_FDS_MAX = 253, /* SCM_MAX_FD */
+	WH_CONTROL_BYTES = CMSG_SPACE(sizeof(int) * WH_ENGINE_FDS_MAX) + CMSG_SPACE(sizeof(struct ucred)),
+};
+
+enum wh_event_kind {
+	WH_EVENT_FRAME = 1,    /* one datagram, valid until wh_engine_frame_done */
+	WH_EVENT_SENT,         /* a nudge: link->tx is NULL again and link->sent_result says how it ended. May be stale */
+	WH_EVENT_EOF,          /* the peer has shut down or died. After every frame it had sent; result 0 or -ECONNRESET */
+	WH_EVENT_ERROR,        /* receiving has failed for good: result. No more frames */
+	WH_EVENT_WRITABLE,     /* once per wh_engine_want_writable */
+	WH_EVENT_DETACHED,     /* last event of a link: its fd is closed, its memory may go */
+	WH_EVENT_ACCEPTED,     /* result is a new connected fd (close-on-exec), now the user's */
+	WH_EVENT_ACCEPT_ERROR, /* result, a negative errno: accepting has stopped until wh_engine_accept */
+	WH_EVENT_READABLE,     /* once per wh_engine_watch: result is poll(2)'s revents, or a negative errno */
+};
+
+/* One datagram to send. All of it must stay as it is until link->tx is NULL again. */
+struct wh_tx {
+	const void *bytes;
+	uint32_t size;
+	uint32_t n_fds;
+	const int *fds;        /* not closed by the engine */
+	bool credentials;      /* attach SCM_CREDENTIALS of this process */
+	/* The engine's. */
+	struct msghdr header;
+	struct iovec iov;
+	_Alignas(struct cmsghdr) unsigned char control[WH_CONTROL_BYTES];
+};
+
+/* The engine's: a place in the queue of events. */
+struct wh_event_node {
+	struct wh_list queue;
+	uint32_t source;
+};
+
+/* A socket, a listener or a watched fd; embedded in its user. Its memory must stay until DETACHED. */
+struct wh_link {
+	int fd;
+	int sent_result;       /* of the last send that ended: 0 or a negative errno */
+	struct wh_tx *tx;      /* in flight; cleared as soon as its completion is harvested, inside any engine call */
+	struct wh_engine *engine;
+	/* The engine's. */
+	uint32_t state;
+	uint32_t wanted;       /* requests that the kernel has not been told of */
+	uint32_t armed;        /* requests whose last completion has not come yet */
+	uint32_t cancels;      /* the same for cancellations */
+	uint32_t news;         /* kinds of events that are queued, FRAME excepted */
+	int end_result;
+	int accept_result;
+	int watch_result;
+	struct wh_list todo;   /* while something is wanted */
+	struct wh_list wait;   /* for a buffer, or for the end of a detach */
+	struct wh_event_node early; /* SENT, WRITABLE, ACCEPTED, ACCEPT_ERROR, READABLE */
+	struct wh_event_node end;   /* EOF or ERROR, then DETACHED: behind the frames */
+};
+
+struct wh_event {
+	enum wh_event_kind kind;
+	int result;
+	struct wh_link *link;
+	/* FRAME */
+	const void *bytes;     /* 64-aligned */
+	uint32_t size;
+	uint16_t n_fds;
+	bool fds_lost;         /* MSG_CTRUNC: some descriptors were dropped here */
+	bool truncated;        /* MSG_TRUNC: the datagram was larger than a buffer */
+	bool has_credentials;
+	struct ucred credentials;
+	int *fds;              /* set an entry to -1 to take it; frame_done closes the others */
+	uint32_t buffer;       /* the engine's */
+};
+
+struct wh_engine_config {
+	uint32_t rx_buffers;       /* power of two */
+	uint32_t frame_bytes_max;
+	uint32_t rung;             /* for tests: start at this step of the feature ladder, 0 is the best */
+	uint32_t cq_entries;       /* for tests: 0 sizes it so that it does not overflow */
+};
+
+/* 0; -EPERM, -EACCES, -ENOSYS, -EOPNOTSUPP: this engine is not to be had here; -ENOMEM, -EMFILE, -ENFILE. */
+int wh_engine_open(const struct wh_engine_config *config, struct wh_engine **ret_engine);
+/* Every link must be detached. Takes NULL. */
+void wh_engine_close(struct wh_engine *engine);
+const char *wh_engine_name(const struct wh_engine *engine);
+
+/*
+ * One exchange with the kernel: submits what was requested, waits up to timeout_ns (negative: for ever; 0: not at all; and not at all while
+ * events are queued) and queues what has happened. Enters the kernel only if there is a reason. May be called by the thread
+ * that first calls it only. Returns how many events are queued; 0 also after wh_engine_wake; a negative errno: broken.
+ */
+int wh_engine_turn(struct wh_engine *engine, int64_t timeout_ns);
+
+/* Submits without waiting, and clears link->tx of sends that have ended; events stay queued. Safe inside a dispatch. 0 or negative: broken. */
+int wh_engine_submit(struct wh_engine *engine);
+
+/* Something is queued, or done and not harvested: a turn now would not sleep. */
+bool wh_engine_busy(const struct wh_engine *engine);
+
+/* Takes the oldest event. False: none. */
+bool wh_engine_next(struct wh_engine *engine, struct wh_event *ret_event);
+
+/* Gives the frame's buffer back and closes the fds that were not taken. Loops may hold back a few, not all: the others starve. */
+void wh_engine_frame_done(struct wh_engine *engine, struct wh_event *frame);
+
+/* Requests. They cannot fail: a full queue is submitted, a broken engine shows in the next turn. */
+void wh_engine_attach(struct wh_engine *engine, struct wh_link *link, int fd); /* owns fd from here on */
+void wh_engine_receive(struct wh_engine *engine, struct wh_link *link);        /* starts, or goes on, receiving frames */
+void wh_engine_pause(struct wh_engine *engine, struct wh_link *link);          /* frames already queued still come out */
+void wh_engine_send(struct wh_engine *engine, struct wh_link *link, struct wh_tx *tx); /* link->tx must be NULL; -EAGAIN is a result */
+void wh_engine_want_writable(struct wh_engine *engine, struct wh_link *link);  /* idempotent until it fires */
+void wh_engine_accept(struct wh_engine *engine, struct wh_link *link);         /* a listening socket: until an error */
+void wh_engine_watch(struct wh_engine *engine, struct wh_link *link);          /* any pollable fd */
+void wh_engine_detach(struct wh_engine *engine, struct wh_link *link);         /* ends everything of it, closes its fd */
+
+/* Makes a waiting turn return, and the pollable fd readable. Any thread, and signal handlers. 0 or a negative errno. */
+int wh_engine_wake(struct wh_engine *engine);
+
+/*
+ * One level-triggered descriptor for a host loop; created by the first call. Negative errno. From then on the loop
+ * calls wh_engine_sleep at the end of every turn and of every burst of requests outside one, and wh_engine_rouse at the start of a turn.
+ */
+int wh_engine_fd(struct wh_engine *engine);
+/* Submits, then lets the fd become readable with the next event, or in deadline_ns (relative; negative: none), or
+ * at once if something is waiting already or `now`. 0 or negative: broken. */
+int wh_engine_sleep(struct wh_engine *engine, int64_t deadline_ns, bool now);
+/* Makes the fd unreadable and keeps events from touching it. */
+void wh_engine_rouse(struct wh_engine *engine);
+
+/* In a forked child: closes the engine's own descriptors, so that the parent's death is seen. Async-signal-safe. */
+void wh_engine_forked(struct wh_engine *engine);
+void wh_link_forked(struct wh_link *link); /* the same for its socket */
+
+#endif

@@ -1,0 +1,38 @@
+/* SPDX-License-Identifier: MIT */
+/* What a process must know of itself: whether it is a forked child, and which loop its thread is running. */
+#ifndef WH_GUARD_H
+#define WH_GUARD_H
+
+#include "base.h"
+
+/* First byte 1 in the process that made the page; the kernel zeroes it in a forked child (MADV_WIPEONFORK). */
+extern const volatile unsigned char *wh_guard_page;
+
+static inline bool wh_forked(void)
+{
+	const volatile unsigned char *page = wh_guard_page;
+	return wh_unlikely(page && !*page);
+}
+
+/* The loop that this thread is running, from its first step on until it steps another; NULL for other threads. */
+extern _Thread_local const void *wh_current_loop __attribute__((tls_model("initial-exec")));
+
+/*
+ * Something whose descriptors a forked child must not keep. child runs in the child of every fork() (not of vfork or raw
+ * clone), async-signal-safe.
+ */
+struct wh_fork_hook {
+	void (*child)(struct wh_fork_hook *hook);
+	struct wh_fork_hook *next;
+	struct wh_fork_hook **link;
+};
+
+/* Makes the page and the atfork handlers, once. 0; -ENOMEM; -ECHILD. First call of every entry point that creates something. */
+int wh_guard_init(void);
+void wh_guard_add(struct wh_fork_hook *hook);
+void wh_guard_remove(struct wh_fork_hook *hook); /* once; any thread */
+
+/* For a child that starts over: forgets the parent's hooks and makes a new page. 0; -EALREADY: not a forked child; -ENOMEM. */
+int wh_guard_restart(void);
+
+#endif

@@ -1,0 +1,108 @@
+/* SPDX-License-Identifier: MIT */
+/* The first frame in each direction: who we are, what we take. Nothing else leaves before the peer's. */
+#include <errno.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/types.h>
+
+#include "port.h"
+
+enum {
+	FEATURES = 0,          /* optional parts of the protocol that this library has */
+	FEATURES_REQUIRED = 0, /* and cannot do without */
+	OVERFLOW_UID = 65534,
+};
+
+void wh_port_hello_init(struct wharf_port *port, const struct wharf_port_options *o)
+{
+	port->hello = (struct wh_hello){
+		.version_min = WH_WIRE_VERSION,
+		.version_max = WH_WIRE_VERSION,
+		.features = FEATURES,
+		.features_required = FEATURES_REQUIRED,
+		.frame_bytes_max = port->source.loop->frame_bytes_max,
+		.fds_max = o->rx_fds_max,
+		.segments_max = WH_SLOTS_MAX,
+		.mapped_bytes_max = o->rx_mapped_bytes_max,
+		.message_bytes_max = o->rx_bytes_max,
+		.window_frames = port->window,
+	};
+	wh_wire_text(port->hello.name, sizeof(port->hello.name), o->name ? o->name : program_invocation_short_name);
+}
+
+bool wh_port_say_hello(struct wharf_port *port)
+{
+	struct wh_outframe *frame = wh_outframe_new(port->source.loop);
+	struct wh_encoder encoder;
+
+	if (!frame)
+		return false;
+	wh_encode_begin(&encoder, frame->bytes, port->source.loop->frame_bytes_max);
+	wh_encode_control(&encoder, WH_RECORD_HELLO, &port->hello, 0);
+	frame->tx.credentials = true;
+	port->hello_sent = true;
+	wh_port_hand(port, frame, &encoder);
+	return true;
+}
+
+/* What was accepted before the peer's limits were known, and exceeds them. */
+static bool backlog_fits(const struct wharf_port *port, const struct wh_hello *theirs)
+{
+	for (const struct wh_outmsg *m = port->backlog; m; m = m->next)
+		if (m->n_bytes > theirs->message_bytes_max || m->message.n_fds > theirs->fds_max)
+			return false;
+	return true;
+}
+
+static void mismatch(struct wharf_port *port, const char *text)
+{
+	wh_port_send_bye(port, WH_BYE_MISMATCH, 0, text);
+	wh_port_end(port, WHARF_CLOSE_MISMATCH, EPROTONOSUPPORT, "%s", text);
+}
+
+void wh_port_take_hello(struct wharf_port *port, const struct wh_hello *theirs, const struct wh_event *event)
+{
+	/* A hello that carries none is given those of nobody. */
+	if (!event->has_credentials || (!event->credentials.pid && event->credentials.uid == OVERFLOW_UID)) {
+		wh_port_violation(port, "a hello without credentials");
+		return;
+	}
+	port->peer.pid = event->credentials.pid;
+	port->peer.uid = event->credentials.uid;
+	port->peer.gid = event->credentials.gid;
+	port->peer.features = theirs->features & FEATURES;
+	port->peer.fds_max = theirs->fds_max;
+	port->peer.message_bytes_max = theirs->message_bytes_max;
+	memcpy(port->peer.name, theirs->name, sizeof(port->peer.name));
+	if (theirs->version_min > WH_WIRE_VERSION || theirs->version_max < WH_WIRE_VERSION) {
+		mismatch(port, "no common version of the protocol");
+		return;
+	}
+	if ((theirs->features_required & ~(uint32_t)FEATURES) || (FEATURES_REQUIRED & ~theirs->features)) {
+		mismatch(port, "one side requires a feature that the other lacks");
+		return;
+	}
+	if (!backlog_fits(port, theirs)) {
+		wh_port_send_bye(port, WH_BYE_ABORT, 0, "a message queued before hello exceeds the limits");
+		wh_port_end(port, WHARF_CLOSE_ERROR, EMSGSIZE, "a message sent before the peer's hello exceeds its limits");
+		return;
+	}
+	port->said_hello = port->limits.said_hello = true;
+	port->peer.version = WH_WIRE_VERSION;
+	port->tx_message_bytes_max = theirs->message_bytes_max;
+	port->tx_mapped_bytes_max = theirs->mapped_bytes_max;
+	port->tx_frame_bytes = (uint32_t)wh_min(port->tx_frame_bytes, theirs->frame_bytes_max & ~63u);
+	port->peer.bytes_max = wh_port_bytes_max(port);
+	/* Often enough that a window never closes on a peer that reads: it reports when it reaches half of it. */
+	port->report_every = (uint32_t)wh_max(1, wh_min(theirs->window_frames, WH_WINDOW_MAX) / 4);
+	setsockopt(port->source.link.fd, SOL_SOCKET, SO_PASSCRED, &(int){ 0 }, sizeof(int));
+	if (port->state == WH_PORT_OPENING) {
+		port->state = WH_PORT_OPEN;
+		port->tx_plain = !port->backlog;
+		wh_loop_clear_deadline(port->source.loop, &port->deadline);
+		if (port->ops.on_open)
+			port->ops.on_open(port, &port->peer, port->user);
+	}
+	if (port->state < WH_PORT_ENDING)
+		wh_port_dirty(port);
+}

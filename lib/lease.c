@@ -1,0 +1,568 @@
+/* SPDX-License-Identifier: MIT */
+/* What one port holds of a pool: lent bits, release maps, what its peer was told. */
+#include <errno.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+#include "pool_internal.h"
+#include "wharf.h"
+
+enum {
+	CLOSE_FDS_TURNS = 16,  /* guessed, never tuned */
+	UPKEEP_TURNS = 1024,   /* guessed, never tuned */
+	LENT_BYTES = WH_SLOT_WORDS * sizeof(uint64_t),
+};
+
+/* ---- Life ---- */
+
+static int make(struct wharf_pool *pool, struct wh_full_lease **ret_lease)
+{
+	struct wh_full_lease *lease = calloc(1, sizeof(*lease));
+	void *control;
+	int error;
+
+	if (!lease)
+		return -ENOMEM;
+	error = wh_control_alloc(sizeof(*lease->control), &control);
+	if (error) {
+		free(lease);
+		return error;
+	}
+	lease->control = control;
+	lease->control->id = wh_control_next_id();
+	lease->pool = pool;
+	lease->hot.pool = (uint64_t)(uintptr_t)pool;
+	lease->hot.word = WH_PLACE_NONE;
+	for (unsigned i = 0; i < WH_SLOTS_MAX; i++)
+		lease->slots[i].release_fd = -1;
+	*ret_lease = lease;
+	return 0;
+}
+
+int wh_pool_attach(struct wharf_pool *pool, const void *loop_id, void (*kick)(void *owner), void *owner, struct wh_lease **ret_lease)
+{
+	struct wh_full_lease *lease;
+	int error;
+
+	if (wh_forked())
+		return -ECHILD;
+	error = make(pool, &lease);
+	if (error)
+		return error;
+	lease->kick = kick;
+	lease->owner = owner;
+	wh_pool_lock(pool);
+	if (!pool->shared && pool->lease_map)
+		error = -EXDEV;
+	else if (~pool->lease_map == 0)
+		error = -EUSERS;
+	if (error) {
+		wh_pool_unlock(pool);
+		wh_control_free(lease->control, sizeof(*lease->control));
+		free(lease);
+		return error;
+	}
+	lease->index = (uint32_t)__builtin_ctzll(~pool->lease_map);
+	lease->control->index = lease->index;
+	pool->leases[lease->index] = lease;
+	pool->lease_map |= UINT64_C(1) << lease->index;
+	pool->had_lease = true;
+	wh_control_change_begin();
+	atomic_store_explicit(&pool->control->lease[lease->index], wh_control_position(lease->control), memory_order_release);
+	wh_control_change_end();
+	if (!pool->shared && loop_id) {
+		pool->local_lease = lease;
+		for (unsigned c = 0; c < WH_CLASS_LOCAL; c++)
+			pool->classes[c].at = WH_NOWHERE;
+		atomic_store_explicit(&pool->local_loop, loop_id, memory_order_relaxed);
+		wh_pool_unwant(pool);
+	}
+	wh_pool_unlock(pool);
+	wharf_pool_ref(pool);
+	*ret_lease = &lease->hot;
+	return 0;
+}
+
+void wh_lease_forget_slot(struct wh_full_lease *lease, unsigned slot)
+{
+	struct wh_lease_slot *ls = &lease->slots[slot];
+
+	if (!ls->map)
+		return;
+	wh_release_map_close(ls->map, WH_SLOT_WORDS);
+	ls->map = NULL;
+	atomic_store_explicit(&ls->proven, false, memory_order_relaxed);
+	if (ls->release_fd >= 0) {
+		close(ls->release_fd);
+		ls->release_fd = -1;
+		lease->open_fds--;
+	}
+}
+
+/* Everything of one slot back to the pool; a private pool's slot that the peer may read is not used again. */
+static void settle_slot(struct wh_full_lease *lease, unsigned slot)
+{
+	struct wharf_pool *pool = lease->pool;
+	struct wh_lease_slot *ls = &lease->slots[slot];
+	struct wh_slot *s = pool->slots[slot];
+
+	if (!pool->shared && (wh_map_has(lease->hot.known, slot) || wh_map_has(lease->pinned, slot)) &&
+	    wh_slot_state(s) == WH_SLOT_LIVE)
+		wh_slot_kill(pool, slot);
+	for (unsigned w = 0; ls->lent && w < WH_SLOT_WORDS; w++) {
+		uint64_t bits = atomic_exchange_explicit(&ls->lent[w], 0, memory_order_acq_rel);
+		if (bits)
+			wh_slot_put(s, w, bits);
+		if (pool->shared && s->n_words)
+			atomic_fetch_and_explicit(&s->control->holders[w], ~(UINT64_C(1) << lease->index), memory_order_seq_cst);
+	}
+	wh_lease_forget_slot(lease, slot);
+	if (ls->lent) {
+		atomic_store_explicit(&lease->control->lent[slot], 0, memory_order_relaxed);
+		wh_control_free((void *)ls->lent, LENT_BYTES);
+	}
+}
+
+void wh_lease_detach(struct wh_lease *hot, enum wh_detach how)
+{
+	struct wh_full_lease *lease = wh_full(hot);
+	struct wharf_pool *pool;
+
+	/* A failed port's lent chunks are in segments its peer knows: those of a private pool are dropped in either case. */
+	(void)how;
+	if (!hot)
+		return;
+	pool = lease->pool;
+	lease->held = false;
+	wh_lease_publish(hot);
+	wh_pool_lock(pool);
+	if (pool->local_lease == lease) {
+		/* Whichever thread this is: the loop is not running now. */
+		wh_pool_give_back(pool);
+		atomic_store_explicit(&pool->fast_loop, &wh_nobody, memory_order_relaxed);
+		atomic_store_explicit(&pool->local_loop, NULL, memory_order_relaxed);
+		pool->local_lease = NULL;
+	}
+	for (unsigned i = 0; i < WH_SLOTS_MAX; i++)
+		if (pool->slots[i])
+			settle_slot(lease, i);
+	pool->lease_map &= ~(UINT64_C(1) << lease->index);
+	pool->leases[lease->index] = NULL;
+	wh_control_change_begin();
+	atomic_store_explicit(&pool->control->lease[lease->index], 0, memory_order_relaxed);
+	wh_control_change_end();
+	for (unsigned i = 0; i < WH_SLOTS_MAX; i++)
+		if (pool->slots[i])
+			wh_slot_finish(pool, i);
+	wh_pool_bury(pool);
+	wh_pool_unwant(pool);
+	while (lease->kicks)
+		pthread_cond_wait(&pool->kick_done, &pool->lock);
+	pool->freed = true;
+	wh_pool_unlock(pool);
+	wh_control_free(lease->control, sizeof(*lease->control));
+	free(lease);
+	wharf_pool_unref(pool);
+}
+
+bool wh_lease_shared(const struct wh_lease *lease) { return wh_full_const(lease)->pool->shared; }
+
+uint64_t wh_lease_id(const struct wh_lease *lease) { return wh_full_const(lease)->control->id; }
+
+void wh_lease_set_peer(struct wh_lease *lease, uint32_t pid)
+{
+	atomic_store_explicit(&wh_full(lease)->control->peer, pid, memory_order_relaxed);
+}
+
+/* ---- Lending ---- */
+
+static uint64_t bytes_of(const struct wh_full_lease *lease, unsigned slot, uint64_t bits)
+{
+	return bits ? (uint64_t)wh_bits_count(bits) << wh_class_shift(lease->pool->slots[slot]->class) : 0;
+}
+
+uint64_t wh_lease_lent_bytes(const struct wh_lease *hot)
+{
+	const struct wh_full_lease *lease = wh_full_const(hot);
+	return atomic_load_explicit(&lease->lent_bytes, memory_order_relaxed) -
+		atomic_load_explicit(&lease->returned_here, memory_order_relaxed) -
+		atomic_load_explicit(&lease->returned_bytes, memory_order_relaxed) +
+		bytes_of(lease, wh_place_slot(hot->word), hot->bits);
+}
+
+/* The peer's loop cannot know of these chunks before the frame leaves; from here on its releases of them count. */
+static void publish(struct wh_full_lease *lease, unsigned n)
+{
+	struct wharf_pool *pool = lease->pool;
+
+	for (unsigned i = 0; i < n; i++) {
+		struct wh_pending *p = &lease->pending[i];
+		if (!p->bits)
+			continue;
+		uint64_t old = atomic_fetch_or_explicit(&lease->slots[p->slot].lent[p->word], p->bits, memory_order_seq_cst);
+		wh_assert_full(!(old & p->bits));
+		(void)old;
+		if (pool->shared) {
+			/* After the lent bits: whoever clears our bit looks at them once more. */
+			_Atomic uint64_t *holders = &pool->slots[p->slot]->control->holders[p->word];
+			uint64_t mine = UINT64_C(1) << lease->index;
+			if (!(atomic_load_explicit(holders, memory_order_seq_cst) & mine))
+				atomic_fetch_or_explicit(holders, mine, memory_order_seq_cst);
+		}
+	}
+	lease->hot.n_pending -= n;
+	lease->n_held -= n < lease->n_held ? n : lease->n_held;
+	for (unsigned i = 0; i < lease->hot.n_pending; i++)
+		lease->pending[i] = lease->pending[i + n];
+}
+
+/* Moves the lent chunks of the current word to the words to publish. */
+static void set_aside(struct wh_full_lease *lease)
+{
+	struct wh_lease *hot = &lease->hot;
+
+	if (!hot->bits)
+		return;
+	if (hot->n_pending == WH_PENDING_MAX)
+		publish(lease, lease->held ? lease->n_held : WH_PENDING_MAX / 2);
+	wh_assert(hot->n_pending < WH_PENDING_MAX);
+	lease->pending[hot->n_pending++] = (struct wh_pending){
+		.slot = wh_place_slot(hot->word),
+		.word = (uint16_t)(wh_place_first(hot->word) / WH_WORD_CHUNKS),
+		.bits = hot->bits,
+	};
+	wh_lease_add(&lease->lent_bytes, bytes_of(lease, wh_place_slot(hot->word), hot->bits));
+	hot->bits = 0;
+}
+
+void wh_lease_publish_slowly(struct wh_lease *hot)
+{
+	struct wh_full_lease *lease = wh_full(hot);
+
+	if (!lease->held)
+		set_aside(lease);
+	publish(lease, lease->held ? lease->n_held : hot->n_pending);
+}
+
+void wh_lease_hold(struct wh_lease *hot)
+{
+	struct wh_full_lease *lease = wh_full(hot);
+
+	set_aside(lease);
+	lease->n_held = hot->n_pending;
+	lease->held = true;
+}
+
+void wh_lease_unhold(struct wh_lease *hot) { wh_full(hot)->held = false; }
+
+/* First run of a slot: from here on the slot is retired only with this thread's help. */
+static int use_slot(struct wh_full_lease *lease, unsigned slot)
+{
+	struct wharf_pool *pool = lease->pool;
+	struct wh_lease_slot *ls = &lease->slots[slot];
+	void *lent = NULL;
+	int error = ls->lent ? 0 : wh_control_alloc(LENT_BYTES, &lent);
+
+	if (error)
+		return -ENOMEM;
+	wh_pool_lock(pool);
+	if (lent) {
+		ls->lent = lent;
+		atomic_store_explicit(&lease->control->lent[slot], wh_control_position(lent), memory_order_release);
+	}
+	wh_map_set(lease->used, slot);
+	wh_pool_unlock(pool);
+	return 0;
+}
+
+static bool lent_already(const struct wh_full_lease *lease, unsigned slot, unsigned word, uint64_t bits)
+{
+	for (unsigned i = 0; i < lease->hot.n_pending; i++)
+		if (lease->pending[i].slot == slot && lease->pending[i].word == word && lease->pending[i].bits & bits)
+			return true;
+	return atomic_load_explicit(&lease->slots[slot].lent[word], memory_order_relaxed) & bits;
+}
+
+int wh_lease_lend_slowly(struct wh_lease *hot, const struct wharf_buf *buf, size_t offset, size_t size, uint32_t stream,
+	struct wh_run *ret_run)
+{
+	struct wh_full_lease *lease = wh_full(hot);
+	uint64_t place = buf->opaque[1], bits;
+	unsigned slot = wh_place_slot(place), word = wh_place_first(place) / WH_WORD_CHUNKS;
+	struct wh_slot *s;
+	bool same_word = (place & WH_PLACE_WORD) == hot->word;
+
+	if (!buf->data || offset > buf->size || size == 0 || size > buf->size - offset)
+		return -EINVAL;
+	if (buf->opaque[0] != hot->pool)
+		return -EXDEV;
+	s = lease->pool->slots[slot];
+	if (wh_slot_state(s) != WH_SLOT_LIVE)
+		return -EXDEV;
+	bits = wh_place_bits(place);
+	wh_assert_full(!(atomic_load_explicit(&s->control->free[word], memory_order_relaxed) & bits));
+	set_aside(lease);
+	if (!wh_map_has(lease->used, slot)) {
+		int error = use_slot(lease, slot);
+		if (error)
+			return error;
+	}
+	hot->word = place & WH_PLACE_WORD;
+	hot->info = s->info + (size_t)word * WH_WORD_CHUNKS;
+	hot->counted = &s->control->counted[word];
+	if ((same_word || atomic_load_explicit(hot->counted, memory_order_acquire) & bits) && lent_already(lease, slot, word, bits))
+		return -EBUSY;
+	hot->bits = bits;
+	wh_lease_fill_run(hot, place, offset, size, stream, ret_run);
+	return 0;
+}
+
+/* Takes a run's lent bits away. Those that were there still. */
+static uint64_t unlend(struct wh_full_lease *lease, const struct wh_run *run)
+{
+	struct wh_lease *hot = &lease->hot;
+	uint64_t place = wh_place(run->slot, run->first, run->n_chunks), bits = wh_place_bits(place);
+	unsigned word = run->first / WH_WORD_CHUNKS;
+
+	if ((place & WH_PLACE_WORD) == hot->word && (hot->bits & bits) == bits) {
+		hot->bits &= ~bits;
+		return bits;
+	}
+	for (unsigned i = hot->n_pending; i-- > 0;) {
+		struct wh_pending *p = &lease->pending[i];
+		if (p->slot == run->slot && p->word == word && (p->bits & bits) == bits) {
+			p->bits &= ~bits;
+			wh_lease_add(&lease->lent_bytes, 0 - bytes_of(lease, run->slot, bits));
+			return bits;
+		}
+	}
+	_Atomic uint64_t *lent = lease->slots[run->slot].lent;
+	bits &= atomic_fetch_and_explicit(&lent[word], ~bits, memory_order_acq_rel);
+	wh_lease_add(&lease->returned_here, bytes_of(lease, run->slot, bits));
+	return bits;
+}
+
+void wh_lease_take_back(struct wh_lease *hot, const struct wh_run *run)
+{
+	struct wh_full_lease *lease = wh_full(hot);
+
+	if (unlend(lease, run) != wh_place_bits(wh_place(run->slot, run->first, run->n_chunks))) {
+		wh_lease_poison(lease);
+		wh_pool_run_kicks(lease->pool);
+	}
+}
+
+void wh_lease_drop(struct wh_lease *hot, const struct wh_run *run)
+{
+	struct wh_full_lease *lease = wh_full(hot);
+	uint64_t bits = unlend(lease, run);
+
+	if (bits)
+		wh_slot_put(lease->pool->slots[run->slot], run->first / WH_WORD_CHUNKS, bits);
+	wh_pool_freed(lease->pool);
+}
+
+/* ---- Announcing and retiring ---- */
+
+int wh_lease_announcement(struct wh_lease *hot, uint16_t slot, struct wh_announcement *ret_announcement)
+{
+	struct wh_full_lease *lease = wh_full(hot);
+	struct wharf_pool *pool = lease->pool;
+	struct wh_lease_slot *ls = &lease->slots[slot];
+	struct wh_slot *s = pool->slots[slot];
+	int error = 0;
+
+	if (!wh_map_has(lease->used, slot))
+		return -EPROTO;
+	wh_pool_lock(pool);
+	if (!ls->map) {
+		error = wh_release_map_open(pool->name, slot, WH_SLOT_WORDS, &ls->map, &ls->release_fd);
+		if (!error) {
+			lease->open_fds++;
+			/* Somebody waits already, and has marked the maps that there were. */
+			if (atomic_load_explicit(&pool->attention, memory_order_relaxed) & (WH_WAITERS | WH_FAILED))
+				atomic_store_explicit(&ls->map->wanted, 1, memory_order_relaxed);
+		}
+	}
+	if (!error && (ls->release_fd < 0 || s->segment.fd < 0))
+		error = -EPROTO;
+	if (!error) {
+		wh_map_set(lease->pinned, slot);
+		*ret_announcement = (struct wh_announcement){
+			.slot = slot,
+			.chunk_shift = (uint8_t)wh_class_shift(s->class),
+			.huge = s->segment.huge,
+			.n_chunks = s->n_chunks,
+			.segment_fd = s->segment.fd,
+			.release_fd = ls->release_fd,
+		};
+	}
+	wh_pool_unlock(pool);
+	return error;
+}
+
+void wh_lease_announced(struct wh_lease *hot, uint16_t slot, bool sent)
+{
+	struct wh_full_lease *lease = wh_full(hot);
+
+	wh_pool_lock(lease->pool);
+	wh_map_set(hot->known, slot);
+	if (sent)
+		wh_map_clear(lease->pinned, slot);
+	wh_pool_unlock(lease->pool);
+}
+
+/* Descriptors are few: those of slots that the peer has mapped are of no more use. */
+static void close_fds(struct wh_full_lease *lease)
+{
+	struct wharf_pool *pool = lease->pool;
+
+	for (unsigned i = 0; i < WH_SLOTS_MAX && lease->open_fds; i++) {
+		struct wh_lease_slot *ls = &lease->slots[i];
+		if (ls->release_fd < 0 || !atomic_load_explicit(&ls->proven, memory_order_relaxed) || wh_map_has(lease->pinned, i))
+			continue;
+		close(ls->release_fd);
+		ls->release_fd = -1;
+		lease->open_fds--;
+		if (!pool->shared)
+			wh_segment_close_fd(&pool->slots[i]->segment);
+	}
+}
+
+bool wh_lease_next_retire(struct wh_lease *hot, uint16_t *ret_slot)
+{
+	struct wh_full_lease *lease = wh_full(hot);
+	struct wharf_pool *pool = lease->pool;
+	bool found = false;
+
+	if (wh_likely(!atomic_load_explicit(&pool->n_retiring, memory_order_relaxed)))
+		return false;
+	wh_pool_lock(pool);
+	for (unsigned i = 0; i < pool->control->n_slots && !found; i++) {
+		if (wh_slot_state(pool->slots[i]) != WH_SLOT_RETIRING)
+			continue;
+		if (wh_map_has(lease->used, i)) {
+			wh_map_clear(lease->used, i);
+			if (wh_place_slot(hot->word) == i)
+				hot->word = WH_PLACE_NONE;
+		}
+		if (!wh_map_has(hot->known, i)) {
+			wh_slot_finish(pool, i);
+		} else if (!wh_map_has(lease->retire_sent, i)) {
+			wh_map_set(lease->retire_sent, i);
+			*ret_slot = (uint16_t)i;
+			found = true;
+		}
+	}
+	wh_pool_unlock(pool);
+	return found;
+}
+
+int wh_lease_retired(struct wh_lease *hot, uint16_t slot)
+{
+	struct wh_full_lease *lease = wh_full(hot);
+
+	if (slot >= WH_SLOTS_MAX || !wh_map_has(lease->retire_sent, slot))
+		return -EPROTO;
+	wh_pool_lock(lease->pool);
+	wh_map_clear(lease->retire_sent, slot);
+	wh_map_clear(hot->known, slot);
+	wh_lease_forget_slot(lease, slot);
+	wh_slot_finish(lease->pool, slot);
+	wh_pool_unlock(lease->pool);
+	return 0;
+}
+
+/* ---- Harvesting ---- */
+
+void wh_lease_poison(struct wh_full_lease *lease)
+{
+	if (!atomic_exchange_explicit(&lease->poisoned, true, memory_order_relaxed))
+		wh_pool_kick(lease->pool, lease);
+}
+
+bool wh_lease_poisoned(const struct wh_lease *lease)
+{
+	return atomic_load_explicit(&wh_full_const(lease)->poisoned, memory_order_relaxed);
+}
+
+static uint64_t harvest_word(struct wh_full_lease *lease, unsigned slot, unsigned word)
+{
+	struct wharf_pool *pool = lease->pool;
+	struct wh_slot *s = pool->slots[slot];
+	uint64_t bits = wh_lease_harvest_word(lease, slot, word, &lease->returned_bytes);
+
+	if (bits) {
+		wh_word_free(&s->control->free[word], bits);
+		pool->freed = true;
+	}
+	return bits;
+}
+
+void wh_slot_harvest(struct wharf_pool *pool, unsigned slot)
+{
+	struct wh_slot *s = pool->slots[slot];
+
+	for (unsigned w = 0; w < s->n_words; w++) {
+		uint64_t rest = pool->lease_map;
+		if (pool->shared)
+			rest &= atomic_load_explicit(&s->control->holders[w], memory_order_seq_cst);
+		for (; rest; rest &= rest - 1) {
+			struct wh_full_lease *lease = pool->leases[__builtin_ctzll(rest)];
+			if (!lease->slots[slot].map)
+				continue;
+			harvest_word(lease, slot, w);
+			if (!pool->shared || atomic_load_explicit(&lease->slots[slot].lent[w], memory_order_seq_cst))
+				continue;
+			uint64_t mine = UINT64_C(1) << lease->index;
+			atomic_fetch_and_explicit(&s->control->holders[w], ~mine, memory_order_seq_cst);
+			/* Its loop may have lent in between, and seen our bit still there. */
+			if (atomic_load_explicit(&lease->slots[slot].lent[w], memory_order_seq_cst))
+				atomic_fetch_or_explicit(&s->control->holders[w], mine, memory_order_seq_cst);
+		}
+	}
+}
+
+void wh_pool_harvest(struct wharf_pool *pool)
+{
+	for (unsigned i = 0; i < pool->control->n_slots; i++)
+		wh_slot_harvest(pool, i);
+}
+
+int64_t wh_lease_harvest(struct wh_lease *hot)
+{
+	struct wh_full_lease *lease = wh_full(hot);
+	struct wharf_pool *pool = lease->pool;
+	uint64_t bytes = 0;
+
+	wh_pool_lock(pool);
+	for (unsigned i = 0; i < pool->control->n_slots; i++) {
+		if (!lease->slots[i].map)
+			continue;
+		for (unsigned w = 0; w < pool->slots[i]->n_words; w++)
+			bytes += bytes_of(lease, i, harvest_word(lease, i, w));
+	}
+	wh_pool_unlock(pool);
+	return wh_lease_poisoned(hot) ? -EPROTO : (int64_t)bytes;
+}
+
+void wh_lease_turn(struct wh_lease *hot, uint32_t turn)
+{
+	struct wh_full_lease *lease = wh_full(hot);
+	struct wharf_pool *pool = lease->pool;
+	bool give_back = pool->local_lease == lease && !wh_pool_local_idle(pool) &&
+		atomic_load_explicit(&pool->attention, memory_order_relaxed) & (WH_WAITERS | WH_FAILED);
+	bool close = lease->open_fds && turn % CLOSE_FDS_TURNS == 0;
+
+	hot->turn = turn;
+	if (wh_likely(!give_back && !close && turn % UPKEEP_TURNS))
+		return;
+	wh_pool_lock(pool);
+	if (give_back)
+		wh_pool_give_back(pool);
+	if (close)
+		close_fds(lease);
+	if (turn % UPKEEP_TURNS == 0)
+		wh_pool_upkeep(pool);
+	wh_pool_unlock(pool);
+}

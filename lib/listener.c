@@ -1,0 +1,321 @@
+/* SPDX-License-Identifier: MIT */
+/* Listening and connecting. */
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "address.h"
+#include "options.h"
+#include "port.h"
+
+enum {
+	BACKLOG = 128,
+	RETRY_MIN_NS = 10000000,         /* after EMFILE and its like nothing tells when to go on */
+	RETRY_MAX_NS = 1000000000,
+};
+
+/* A peer that connects and says nothing must not hold a port for ever. */
+#define ACCEPTED_OPEN_TIMEOUT_NS 10000000000
+
+struct wharf_listener {
+	struct wh_source source;
+	struct wharf_listener_ops ops;
+	void *user;
+	struct wh_address address;
+	dev_t dev;
+	ino_t ino;
+	int accepted_fd;                 /* while on_accept runs, until it is kept */
+	bool closed;
+	uint32_t retry_ns;
+	struct wh_deadline retry;
+};
+
+/* ---- The socket file ---- */
+
+/* Two processes that replace the same stale file must not remove each other's new one. -1: not lockable, go on without. */
+static int lock_directory(const char *path)
+{
+	char directory[sizeof(((struct sockaddr_un *)0)->sun_path)];
+	const char *slash = strrchr(path, '/');
+	size_t length = slash ? (size_t)(slash - path) : 0;
+	int fd;
+
+	memcpy(directory, path, length);
+	directory[length] = '\0';
+	fd = open(slash ? (length ? directory : "/") : ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	if (fd >= 0)
+		flock(fd, LOCK_EX);
+	return fd;
+}
+
+/* True: a socket file that nobody listens on. *ret_error is what to answer if not. */
+static bool is_stale(const struct wh_address *a, int *ret_error)
+{
+	struct stat st;
+	bool stale;
+	int fd;
+
+	if (lstat(a->sockaddr.sun_path, &st) < 0) {
+		*ret_error = -errno;
+		return false;
+	}
+	if (!S_ISSOCK(st.st_mode)) {
+		*ret_error = -EEXIST;
+		return false;
+	}
+	*ret_error = -EADDRINUSE;
+	fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+	if (fd < 0) {
+		*ret_error = -errno;
+		return false;
+	}
+	stale = connect(fd, (const struct sockaddr *)&a->sockaddr, a->size) < 0 && errno == ECONNREFUSED;
+	close(fd);
+	return stale;
+}
+
+static int bind_path(int fd, const struct wh_address *a, mode_t mode)
+{
+	const char *path = a->sockaddr.sun_path;
+	int lock, error = 0;
+
+	/* The file is made with the socket's own mode, so it is never wider than asked; the umask may have made it narrower. */
+	fchmod(fd, mode);
+	lock = lock_directory(path);
+	if (bind(fd, (const struct sockaddr *)&a->sockaddr, a->size) < 0) {
+		error = -errno;
+		if (error == -EADDRINUSE && is_stale(a, &error)) {
+			error = unlink(path) < 0 || bind(fd, (const struct sockaddr *)&a->sockaddr, a->size) < 0 ? -errno : 0;
+		}
+	}
+	if (!error && chmod(path, mode) < 0) {
+		error = -errno;
+		unlink(path);
+	}
+	if (lock >= 0)
+		close(lock);
+	return error;
+}
+
+static void remove_file(const struct wharf_listener *l)
+{
+	struct stat st;
+
+	if (!l->address.abstract && lstat(l->address.sockaddr.sun_path, &st) == 0 && st.st_dev == l->dev && st.st_ino == l->ino)
+		unlink(l->address.sockaddr.sun_path);
+}
+
+/* ---- Accepting ---- */
+
+static void on_accepted(struct wharf_listener *l, int fd)
+{
+	struct ucred credentials;
+	socklen_t size = sizeof(credentials);
+	struct wharf_peer who = { 0 };
+
+	l->retry_ns = 0;
+	if (l->closed || getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &credentials, &size) < 0) {
+		close(fd);
+		return;
+	}
+	who.pid = credentials.pid;
+	who.uid = credentials.uid;
+	who.gid = credentials.gid;
+	l->accepted_fd = fd;
+	if (l->ops.on_accept)
+		l->ops.on_accept(l, &who, l->user);
+	if (l->accepted_fd >= 0)
+		close(l->accepted_fd);
+	l->accepted_fd = -1;
+}
+
+static void on_accept_error(struct wharf_listener *l, int error)
+{
+	if (l->closed)
+		return;
+	l->retry_ns = l->retry_ns ? (uint32_t)wh_min(l->retry_ns * 2, RETRY_MAX_NS) : RETRY_MIN_NS;
+	wh_loop_set_deadline(l->source.loop, &l->retry, l->retry_ns);
+	if (l->ops.on_error)
+		l->ops.on_error(l, -error, l->user);
+}
+
+static void on_retry(struct wh_deadline *deadline)
+{
+	struct wharf_listener *l = wh_container_of(deadline, struct wharf_listener, retry);
+
+	wh_engine_accept(l->source.loop->engine, &l->source.link);
+}
+
+static void on_event(struct wh_source *source, struct wh_event *event)
+{
+	struct wharf_listener *l = wh_container_of(source, struct wharf_listener, source);
+	struct wharf_loop *loop = source->loop;
+
+	switch (event->kind) {
+	case WH_EVENT_ACCEPTED:
+		on_accepted(l, event->result);
+		break;
+	case WH_EVENT_ACCEPT_ERROR:
+		on_accept_error(l, event->result);
+		break;
+	case WH_EVENT_DETACHED:
+		wh_loop_remove(source);
+		wh_timers_unreserve(&loop->timers, 1);
+		wh_loop_dealloc(loop, l);
+		wharf_loop_unref(loop);
+		break;
+	default:
+		wh_assert(!"an event that listeners do not ask for");
+	}
+}
+
+static void close_listener(struct wharf_listener *l)
+{
+	if (l->closed)
+		return;
+	l->closed = true;
+	l->source.loop->n_users--;
+	remove_file(l);
+	wh_loop_clear_deadline(l->source.loop, &l->retry);
+	wh_engine_detach(l->source.loop->engine, &l->source.link);
+	wh_loop_rouse(l->source.loop);
+}
+
+static void on_loop_freed(struct wh_source *source)
+{
+	close_listener(wh_container_of(source, struct wharf_listener, source));
+}
+
+/* ---- Public ---- */
+
+static int read_options(const struct wharf_listener_options *given, struct wharf_listener_options *o)
+{
+	int error = WH_OPTIONS_READ(given, o);
+
+	if (error)
+		return error;
+	if (!o->ops || !o->ops->size || o->flags || o->reserved || o->mode & ~07777u)
+		return -EINVAL;
+	if (!o->mode)
+		o->mode = 0600;
+	if (!o->backlog)
+		o->backlog = BACKLOG;
+	return 0;
+}
+
+int wharf_listen(wharf_loop *loop, const char *address, const struct wharf_listener_options *options, wharf_listener **ret_listener)
+{
+	struct wharf_listener_options o;
+	struct wharf_listener *l;
+	struct stat st = { 0 };
+	struct wh_address a;
+	int fd, error;
+
+	error = wh_loop_check(loop);
+	if (!error)
+		error = ret_listener ? read_options(options, &o) : -EINVAL;
+	if (!error)
+		error = wh_address_parse(address, &a);
+	if (error)
+		return error;
+	fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
+	if (fd < 0)
+		return -errno;
+	if (a.abstract)
+		error = bind(fd, (const struct sockaddr *)&a.sockaddr, a.size) < 0 ? -errno : 0;
+	else
+		error = bind_path(fd, &a, o.mode);
+	if (error)
+		goto close_socket;
+	if (!a.abstract && lstat(a.sockaddr.sun_path, &st) < 0) {
+		error = -errno;
+		goto close_socket;
+	}
+	if (listen(fd, o.backlog > 65535 ? 65535 : (int)o.backlog) < 0) {
+		error = -errno;
+		goto remove_path;
+	}
+	error = wh_timers_reserve(&loop->timers, 1);
+	if (error)
+		goto remove_path;
+	l = wh_loop_alloc(loop, sizeof(*l));
+	if (!l) {
+		wh_timers_unreserve(&loop->timers, 1);
+		error = -ENOMEM;
+		goto remove_path;
+	}
+	*l = (struct wharf_listener){
+		.source = { .event = on_event, .loop_freed = on_loop_freed },
+		.user = o.user,
+		.address = a,
+		.dev = st.st_dev,
+		.ino = st.st_ino,
+		.accepted_fd = -1,
+		.retry.expired = on_retry,
+	};
+	memcpy(&l->ops, o.ops, wh_min(o.ops->size, sizeof(l->ops)));
+	wh_loop_add(loop, &l->source, fd);
+	loop->n_users++;
+	wh_engine_accept(loop->engine, &l->source.link);
+	wh_loop_rouse(loop);
+	*ret_listener = l;
+	return 0;
+
+remove_path:
+	if (!a.abstract)
+		unlink(a.sockaddr.sun_path);
+close_socket:
+	close(fd);
+	return error;
+}
+
+int wharf_accept(wharf_listener *listener, const struct wharf_port_options *options, wharf_port **ret_port)
+{
+	int error;
+
+	if (wh_forked())
+		return -ECHILD;
+	if (!listener)
+		return -EINVAL;
+	if (listener->accepted_fd < 0)
+		return -EALREADY;
+	error = wh_port_open(listener->source.loop, listener->accepted_fd, options, ACCEPTED_OPEN_TIMEOUT_NS, ret_port);
+	if (!error)
+		listener->accepted_fd = -1;
+	return error;
+}
+
+wharf_listener *wharf_listener_close(wharf_listener *listener)
+{
+	if (listener && !wh_forked())
+		close_listener(listener);
+	return NULL;
+}
+
+int wharf_connect(wharf_loop *loop, const char *address, const struct wharf_port_options *options, wharf_port **ret_port)
+{
+	struct wh_address a;
+	int fd, error;
+
+	error = wh_loop_check(loop);
+	if (!error)
+		error = wh_address_parse(address, &a);
+	if (error)
+		return error;
+	/* Not blocking: a full backlog is an answer, not a reason to stop the loop. */
+	fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+	if (fd < 0)
+		return -errno;
+	error = connect(fd, (const struct sockaddr *)&a.sockaddr, a.size) < 0 ? -errno : 0;
+	if (error == -EAGAIN)
+		error = -EBUSY; /* nothing would tell when to try again */
+	if (!error)
+		error = wh_port_open(loop, fd, options, -1, ret_port);
+	if (error)
+		close(fd);
+	return error;
+}

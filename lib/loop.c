@@ -1,0 +1,524 @@
+/* SPDX-License-Identifier: MIT */
+/* Turns: see loop.h. What a port does in its part of a turn is in port.c, send.c and receive.c. */
+#include "loop.h"
+
+#include <errno.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "options.h"
+#include "port.h"
+
+enum {
+	RX_BUFFERS = 64,         /* 2 MiB of frames in the kernel's hands; more did not help the throughput of one port */
+	EVENTS_PER_TURN = 1024,  /* what sends inside callbacks complete is harvested into the same queue: a turn must end */
+};
+
+static void *plain_alloc(size_t bytes, void *user)
+{
+	(void)user;
+	return malloc(bytes);
+}
+
+static void plain_free(void *memory, void *user)
+{
+	(void)user;
+	free(memory);
+}
+
+uint64_t wh_loop_clock(const struct wharf_loop *loop)
+{
+	struct timespec t;
+
+	if (loop->clock_ns)
+		return loop->clock_ns(loop->user);
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+
+void wh_loop_say(const struct wharf_loop *loop, const char *format, ...)
+{
+	char text[256];
+	va_list arguments;
+
+	if (!loop->diagnostic)
+		return;
+	va_start(arguments, format);
+	vsnprintf(text, sizeof(text), format, arguments);
+	va_end(arguments);
+	loop->diagnostic(text, loop->user);
+}
+
+int wh_loop_check(const struct wharf_loop *loop)
+{
+	if (wh_forked())
+		return -ECHILD;
+	if (!loop)
+		return -EINVAL;
+	if (loop->freed)
+		return -EPIPE;
+	if (loop->owned && wh_unlikely(!pthread_equal(loop->thread, pthread_self())))
+		return -EPERM;
+	return 0;
+}
+
+/* A child's copies of sockets and rings would hide this process's death from its peers. */
+static void close_in_child(struct wh_fork_hook *hook)
+{
+	struct wharf_loop *loop = wh_container_of(hook, struct wharf_loop, fork_hook);
+
+	for (struct wh_list *i = loop->sources.next; i != &loop->sources; i = i->next)
+		close(wh_container_of(i, struct wh_source, all)->link.fd);
+	if (loop->engine)
+		wh_engine_forked(loop->engine);
+}
+
+/* What the caller gave, with defaults filled in; or what is wrong with it. */
+static int read_options(const struct wharf_loop_options *given, struct wharf_loop_options *o)
+{
+	int error = WH_OPTIONS_READ(given, o);
+
+	if (error)
+		return error;
+	if (o->flags || o->engine > WHARF_ENGINE_EPOLL || !o->alloc != !o->free)
+		return -EINVAL;
+	if (o->engine == WHARF_ENGINE_EPOLL)
+		return -EOPNOTSUPP;
+	if (!o->rx_buffers)
+		o->rx_buffers = RX_BUFFERS;
+	if (!o->frame_bytes_max)
+		o->frame_bytes_max = 32768;
+	if (o->rx_buffers < 2 || o->rx_buffers > 32768 || (o->rx_buffers & (o->rx_buffers - 1)))
+		return -EINVAL;
+	if (o->frame_bytes_max < WH_FRAME_BYTES_MIN || o->frame_bytes_max > WH_FRAME_BYTES_MAX || o->frame_bytes_max % 64)
+		return -EINVAL;
+	if (!o->alloc) {
+		o->alloc = plain_alloc;
+		o->free = plain_free;
+	}
+	return 0;
+}
+
+int wharf_loop_new(const struct wharf_loop_options *options, wharf_loop **ret_loop)
+{
+	struct wharf_loop_options o;
+	struct wharf_loop *loop;
+	int error;
+
+	if (!ret_loop)
+		return -EINVAL;
+	error = wh_guard_init();
+	if (error)
+		return error;
+	error = read_options(options, &o);
+	if (error)
+		return error;
+	loop = o.alloc(sizeof(*loop), o.user);
+	if (!loop)
+		return -ENOMEM;
+	*loop = (struct wharf_loop){
+		.refs = 1,
+		.frame_bytes_max = o.frame_bytes_max,
+		.spin_ns = o.spin_ns,
+		.fork_hook.child = close_in_child,
+		.alloc = o.alloc,
+		.free = o.free,
+		.diagnostic = o.diagnostic,
+		.clock_ns = o.clock_ns,
+		.user = o.user,
+	};
+	wh_list_init(&loop->sources);
+	wh_list_init(&loop->dirty);
+	wh_list_init(&loop->waiting);
+	wh_list_init(&loop->ready);
+	wh_list_init(&loop->ending);
+	pthread_mutex_init(&loop->kick_lock, NULL);
+	error = wh_engine_open(&(struct wh_engine_config){ .rx_buffers = o.rx_buffers, .frame_bytes_max = o.frame_bytes_max },
+		&loop->engine);
+	if (error) {
+		pthread_mutex_destroy(&loop->kick_lock);
+		o.free(loop, o.user);
+		return error;
+	}
+	loop->turn_ns = wh_loop_clock(loop);
+	wh_guard_add(&loop->fork_hook);
+	*ret_loop = loop;
+	return 0;
+}
+
+wharf_loop *wharf_loop_ref(wharf_loop *loop)
+{
+	if (loop && !wh_forked())
+		atomic_fetch_add_explicit(&loop->refs, 1, memory_order_relaxed);
+	return loop;
+}
+
+wharf_loop *wharf_loop_unref(wharf_loop *loop)
+{
+	if (!loop || wh_forked() || atomic_fetch_sub_explicit(&loop->refs, 1, memory_order_acq_rel) != 1)
+		return NULL;
+	wh_assert(loop->freed);
+	wh_timers_fini(&loop->timers);
+	pthread_mutex_destroy(&loop->kick_lock);
+	loop->free(loop, loop->user);
+	return NULL;
+}
+
+void wh_loop_add(struct wharf_loop *loop, struct wh_source *source, int fd)
+{
+	source->loop = wharf_loop_ref(loop);
+	wh_list_append(&loop->sources, &source->all);
+	wh_engine_attach(loop->engine, &source->link, fd);
+}
+
+void wh_loop_remove(struct wh_source *source)
+{
+	wh_list_remove(&source->all);
+}
+
+void wh_loop_rouse(struct wharf_loop *loop)
+{
+	if (loop->in_step || !loop->embedded || loop->roused)
+		return;
+	loop->roused = true;
+	wh_engine_sleep(loop->engine, -1, true);
+}
+
+bool wh_loop_kick(struct wharf_loop *loop, struct wh_kick *kick, uint32_t reasons)
+{
+	bool pushed = false;
+
+	if (atomic_fetch_or_explicit(&kick->reasons, reasons, memory_order_acq_rel))
+		return false;
+	pthread_mutex_lock(&loop->kick_lock);
+	if (loop->engine) {
+		kick->next = loop->kicked;
+		loop->kicked = kick;
+		pushed = true;
+		if (!loop->in_step || !pthread_equal(loop->thread, pthread_self()))
+			wh_engine_wake(loop->engine);
+	}
+	pthread_mutex_unlock(&loop->kick_lock);
+	return pushed;
+}
+
+/* True: there were any. */
+static bool run_kicks(struct wharf_loop *loop)
+{
+	struct wh_kick *kick, *next;
+
+	if (wh_likely(!__atomic_load_n(&loop->kicked, __ATOMIC_RELAXED)))
+		return false;
+	pthread_mutex_lock(&loop->kick_lock);
+	kick = loop->kicked;
+	loop->kicked = NULL;
+	pthread_mutex_unlock(&loop->kick_lock);
+	for (; kick; kick = next) {
+		next = kick->next;
+		kick->run(kick, atomic_exchange_explicit(&kick->reasons, 0, memory_order_acq_rel));
+	}
+	return true;
+}
+
+void wh_loop_set_deadline(struct wharf_loop *loop, struct wh_deadline *deadline, uint64_t in_ns)
+{
+	uint64_t now_ns = wh_loop_clock(loop);
+
+	wh_timer_set(&loop->timers, &deadline->timer, in_ns > UINT64_MAX - now_ns ? UINT64_MAX : now_ns + in_ns);
+	wh_loop_rouse(loop);
+}
+
+void wh_loop_clear_deadline(struct wharf_loop *loop, struct wh_deadline *deadline)
+{
+	wh_timer_clear(&loop->timers, &deadline->timer);
+}
+
+static void run_deadlines(struct wharf_loop *loop)
+{
+	struct wh_timer *first;
+
+	while ((first = wh_timers_first(&loop->timers)) && first->due_ns <= loop->turn_ns) {
+		struct wh_deadline *deadline = wh_container_of(first, struct wh_deadline, timer);
+		wh_timer_clear(&loop->timers, first);
+		deadline->expired(deadline);
+	}
+}
+
+/* In ns from `now_ns` on; negative: none. */
+static int64_t next_deadline(const struct wharf_loop *loop, uint64_t now_ns)
+{
+	const struct wh_timer *first = wh_timers_first(&loop->timers);
+
+	if (!first)
+		return -1;
+	if (first->due_ns <= now_ns)
+		return 0;
+	return first->due_ns - now_ns > INT64_MAX ? INT64_MAX : (int64_t)(first->due_ns - now_ns);
+}
+
+static void flush_dirty(struct wharf_loop *loop)
+{
+	struct wh_list dirty, *node;
+
+	if (wh_list_empty(&loop->dirty))
+		return;
+	/* A port that cannot send all it has marks itself again: it must not be met twice here. */
+	wh_list_init(&dirty);
+	wh_list_splice(&dirty, &loop->dirty);
+	while ((node = wh_list_take_first(&dirty)))
+		wh_port_flush(wh_container_of(node, struct wharf_port, dirty));
+}
+
+/* POLLOUT comes only when three quarters of the socket have drained: a turn that happens anyway tries before. */
+static void flush_waiting(struct wharf_loop *loop)
+{
+	struct wh_list waiting, *node;
+
+	wh_list_init(&waiting);
+	wh_list_splice(&waiting, &loop->waiting);
+	while ((node = wh_list_take_first(&waiting)))
+		wh_port_flush(wh_container_of(node, struct wharf_port, waiting));
+}
+
+static void run_ready(struct wharf_loop *loop)
+{
+	struct wh_list ready, *node;
+
+	wh_list_init(&ready);
+	wh_list_splice(&ready, &loop->ready);
+	while ((node = wh_list_take_first(&ready)))
+		wh_port_deliver_held(wh_container_of(node, struct wharf_port, ready));
+}
+
+static void run_endings(struct wharf_loop *loop)
+{
+	struct wh_list *node;
+
+	while ((node = wh_list_take_first(&loop->ending)))
+		wh_port_finish(wh_container_of(node, struct wharf_port, ending));
+}
+
+static bool work_waits(const struct wharf_loop *loop)
+{
+	return !wh_list_empty(&loop->ready) || !wh_list_empty(&loop->ending) || __atomic_load_n(&loop->kicked, __ATOMIC_RELAXED);
+}
+
+/* What a deaf engine can still do for its ports: end them. */
+static int broken(struct wharf_loop *loop, int error)
+{
+	if (!loop->broken) {
+		loop->broken = error;
+		wh_loop_say(loop, "the engine %s is broken: errno %d", wh_engine_name(loop->engine), -error);
+	}
+	return loop->broken;
+}
+
+/* Waits as long as the caller, the next deadline and work in hand allow. Returns events queued or a negative errno. */
+static int wait_for_events(struct wharf_loop *loop, int64_t timeout_ns)
+{
+	uint64_t now_ns, spin_until_ns;
+	int64_t deadline_ns;
+	int n;
+
+	if (timeout_ns == 0 || work_waits(loop))
+		return wh_engine_turn(loop->engine, 0);
+	now_ns = wh_loop_clock(loop);
+	deadline_ns = next_deadline(loop, now_ns);
+	if (deadline_ns >= 0 && (timeout_ns < 0 || deadline_ns < timeout_ns))
+		timeout_ns = deadline_ns;
+	if (loop->spin_ns) {
+		spin_until_ns = now_ns + loop->spin_ns;
+		do {
+			n = wh_engine_turn(loop->engine, 0);
+			if (n || work_waits(loop))
+				return n;
+			__builtin_ia32_pause();
+		} while ((now_ns = wh_loop_clock(loop)) < spin_until_ns && (timeout_ns < 0 || now_ns < spin_until_ns - loop->spin_ns + (uint64_t)timeout_ns));
+		if (timeout_ns > 0)
+			timeout_ns = (uint64_t)timeout_ns > loop->spin_ns ? timeout_ns - (int64_t)loop->spin_ns : 0;
+	}
+	return wh_engine_turn(loop->engine, timeout_ns);
+}
+
+static int turn(struct wharf_loop *loop, int64_t timeout_ns)
+{
+	struct wh_event event;
+	int n, budget = EVENTS_PER_TURN;
+
+	loop->turn++;
+	flush_dirty(loop);
+	n = wait_for_events(loop, timeout_ns);
+	if (n < 0)
+		return broken(loop, n);
+	loop->turn_ns = wh_loop_clock(loop);
+	run_kicks(loop);
+	while (budget-- > 0 && wh_engine_next(loop->engine, &event)) {
+		struct wh_source *source = wh_container_of(event.link, struct wh_source, link);
+		source->event(source, &event);
+	}
+	run_ready(loop);
+	run_deadlines(loop);
+	run_endings(loop);
+	flush_waiting(loop);
+	flush_dirty(loop);
+	return budget < 0 || work_waits(loop) || !wh_list_empty(&loop->dirty);
+}
+
+static int step(struct wharf_loop *loop, int64_t timeout_ns, bool leave)
+{
+	int more, error;
+
+	if (loop->broken)
+		return loop->broken;
+	if (!loop->owned) {
+		loop->thread = pthread_self();
+		loop->owned = true;
+	}
+	wh_current_loop = loop;
+	loop->in_step = true;
+	if (loop->embedded) {
+		wh_engine_rouse(loop->engine);
+		loop->roused = false;
+	}
+	more = turn(loop, timeout_ns);
+	if (more >= 0 && leave) {
+		error = loop->embedded ? wh_engine_sleep(loop->engine, next_deadline(loop, wh_loop_clock(loop)), more > 0)
+			: wh_engine_submit(loop->engine);
+		if (error < 0)
+			more = broken(loop, error);
+	}
+	loop->in_step = false;
+	return more < 0 ? more : more || wh_engine_busy(loop->engine);
+}
+
+int wharf_loop_step(wharf_loop *loop, int64_t timeout_ns)
+{
+	int error = wh_loop_check(loop);
+
+	if (error)
+		return error;
+	if (loop->in_step)
+		return -EDEADLK;
+	return step(loop, timeout_ns, true);
+}
+
+int wharf_loop_wake(wharf_loop *loop)
+{
+	if (wh_forked())
+		return -ECHILD;
+	if (!loop)
+		return -EINVAL;
+	return atomic_load(&loop->freed) ? -EPIPE : wh_engine_wake(loop->engine);
+}
+
+int wharf_loop_run(wharf_loop *loop)
+{
+	int error = wh_loop_check(loop);
+
+	if (error)
+		return error;
+	if (loop->in_step)
+		return -EDEADLK;
+	while (!atomic_exchange_explicit(&loop->stopped, false, memory_order_acquire)) {
+		/* The last step of a run must not leave anything unsent; the others submit when they wait. */
+		if (!loop->n_users)
+			return 0;
+		error = step(loop, -1, false);
+		if (error < 0)
+			return error;
+	}
+	error = wharf_loop_flush(loop);
+	return error < 0 ? error : 0;
+}
+
+void wharf_loop_stop(wharf_loop *loop)
+{
+	if (!loop || wh_forked())
+		return;
+	atomic_store_explicit(&loop->stopped, true, memory_order_release);
+	wharf_loop_wake(loop);
+}
+
+int wharf_loop_flush(wharf_loop *loop)
+{
+	int error = wh_loop_check(loop);
+
+	if (error)
+		return error;
+	if (loop->broken)
+		return loop->broken;
+	flush_dirty(loop);
+	error = wh_engine_submit(loop->engine);
+	return error < 0 ? broken(loop, error) : 0;
+}
+
+int wharf_loop_fd(wharf_loop *loop)
+{
+	int fd, error = wh_loop_check(loop);
+
+	if (error)
+		return error;
+	fd = wh_engine_fd(loop->engine);
+	if (fd >= 0 && !loop->embedded) {
+		loop->embedded = true;
+		/* What was queued before anybody could watch must not wait unseen. */
+		if (!loop->in_step)
+			wh_loop_rouse(loop);
+	}
+	return fd;
+}
+
+const char *wharf_loop_engine(const wharf_loop *loop)
+{
+	return loop && !loop->freed && !wh_forked() ? wh_engine_name(loop->engine) : "none";
+}
+
+/* Runs the engine until every link is detached: the last references to their memory leave with that. */
+static void drain_sources(struct wharf_loop *loop)
+{
+	struct wh_event event;
+
+	while (!wh_list_empty(&loop->sources)) {
+		if (wh_engine_turn(loop->engine, -1) < 0)
+			break;
+		while (wh_engine_next(loop->engine, &event)) {
+			struct wh_source *source = wh_container_of(event.link, struct wh_source, link);
+			source->event(source, &event);
+		}
+	}
+}
+
+wharf_loop *wharf_loop_free(wharf_loop *loop)
+{
+	struct wh_engine *engine;
+	struct wh_list *node, *next;
+
+	if (!loop || wh_forked())
+		return NULL;
+	if (loop->in_step || loop->freed)
+		return loop;
+	loop->in_step = true;
+	wh_current_loop = loop;
+	for (node = loop->sources.next; node != &loop->sources; node = next) {
+		next = node->next;
+		wh_container_of(node, struct wh_source, all)->loop_freed(wh_container_of(node, struct wh_source, all));
+	}
+	run_endings(loop);
+	run_kicks(loop);
+	drain_sources(loop);
+	wh_guard_remove(&loop->fork_hook);
+	pthread_mutex_lock(&loop->kick_lock);
+	engine = loop->engine;
+	loop->engine = NULL;
+	loop->freed = true;
+	pthread_mutex_unlock(&loop->kick_lock);
+	run_kicks(loop);
+	wh_engine_close(engine);
+	wh_outframes_free(loop);
+	loop->in_step = false;
+	wh_current_loop = NULL;
+	return wharf_loop_unref(loop);
+}

@@ -1,0 +1,101 @@
+/* SPDX-License-Identifier: MIT */
+/* The loop: one engine, the ports and listeners on it, and the order in which a turn happens. */
+#ifndef WH_LOOP_H
+#define WH_LOOP_H
+
+#include <pthread.h>
+
+#include "engine.h"
+#include "guard.h"
+#include "list.h"
+#include "timer.h"
+#include "wharf.h"
+
+struct wh_outframe;
+
+/* Anything on a loop that the engine reports on: the first member of ports and listeners. */
+struct wh_source {
+	struct wh_link link;
+	struct wharf_loop *loop;
+	struct wh_list all;                                     /* on loop->sources */
+	void (*event)(struct wh_source *source, struct wh_event *event); /* owns a FRAME: calls wh_engine_frame_done */
+	void (*loop_freed)(struct wh_source *source);
+};
+
+/* Work that another thread hands to the loop; embedded, pushed at most once until it has run. */
+struct wh_kick {
+	_Atomic uint32_t reasons;                               /* bits of the user's */
+	struct wh_kick *next;
+	void (*run)(struct wh_kick *kick, uint32_t reasons);    /* loop's thread; drops the reference that wh_loop_kick's caller took */
+};
+
+struct wh_deadline {
+	struct wh_timer timer;
+	void (*expired)(struct wh_deadline *deadline);
+};
+
+struct wharf_loop {
+	struct wh_engine *engine;
+	_Atomic uint32_t refs;
+	_Atomic bool stopped;
+	_Atomic bool freed;
+	bool owned;                 /* `thread` is set: the loop was stepped */
+	bool in_step;
+	bool embedded;              /* wharf_loop_fd was asked for */
+	bool roused;                /* the fd was made readable for what happened outside a step */
+	int broken;                 /* negative errno, sticky */
+	pthread_t thread;
+	uint32_t turn;
+	uint64_t turn_ns;
+	uint32_t frame_bytes_max;
+	uint64_t spin_ns;
+
+	struct wh_list sources;     /* everything attached */
+	uint32_t n_users;           /* ports not yet closed, and listeners: what keeps wharf_loop_run running */
+	struct wh_list dirty;       /* ports with something to send */
+	struct wh_list waiting;     /* ports whose frame the kernel had no room for: tried again every turn */
+	struct wh_list ready;       /* ports with received frames that wait for a turn */
+	struct wh_list ending;      /* ports whose on_close is due */
+	struct wh_timers timers;
+
+	pthread_mutex_t kick_lock;  /* kicks and the life of the engine against other threads */
+	struct wh_kick *kicked;
+
+	struct wh_outframe *spare_frames;
+	uint32_t n_spare_frames;
+
+	struct wh_fork_hook fork_hook;
+	void *(*alloc)(size_t bytes, void *user);
+	void (*free)(void *memory, void *user);
+	void (*diagnostic)(const char *text, void *user);
+	uint64_t (*clock_ns)(void *user);
+	void *user;
+};
+
+static inline void *wh_loop_alloc(struct wharf_loop *loop, size_t bytes) { return loop->alloc(bytes, loop->user); }
+static inline void wh_loop_dealloc(struct wharf_loop *loop, void *memory) { loop->free(memory, loop->user); }
+
+/* 0; -ECHILD; -EINVAL: NULL; -EPIPE: freed; -EPERM: another thread's. First line of every public function of the loop's thread. */
+int wh_loop_check(const struct wharf_loop *loop);
+
+void wh_loop_add(struct wharf_loop *loop, struct wh_source *source, int fd);
+void wh_loop_remove(struct wh_source *source); /* after DETACHED */
+
+/* Something was queued: outside a step the loop's fd becomes readable, once until the next step. */
+void wh_loop_rouse(struct wharf_loop *loop);
+
+/*
+ * Any thread: has kick->run called on the loop's thread with all reasons collected until then. True: it was not pending, and the
+ * reference that the caller holds for it now belongs to the kick. False: pending already, or the loop is gone.
+ */
+bool wh_loop_kick(struct wharf_loop *loop, struct wh_kick *kick, uint32_t reasons);
+
+void wh_loop_set_deadline(struct wharf_loop *loop, struct wh_deadline *deadline, uint64_t in_ns);
+void wh_loop_clear_deadline(struct wharf_loop *loop, struct wh_deadline *deadline);
+
+uint64_t wh_loop_clock(const struct wharf_loop *loop);
+
+/* printf to options.diagnostic, if there is one. */
+void wh_loop_say(const struct wharf_loop *loop, const char *format, ...) __attribute__((format(printf, 2, 3)));
+
+#endif

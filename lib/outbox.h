@@ -1,0 +1,31 @@
+/* SPDX-License-Identifier: MIT */
+/* The outgoing side of a port, as its files share it: send.c (what the application sends), outbox.c (the queue), outframe.c (frames). */
+#ifndef WH_OUTBOX_H
+#define WH_OUTBOX_H
+
+#include "port.h"
+
+static inline bool wh_window_open(const struct wharf_port *port)
+{
+	return port->frames_sent - port->frames_read_by_peer < port->window;
+}
+
+static inline bool wh_open_has_records(const struct wharf_port *port)
+{
+	return port->open_frame && !wh_encoder_empty(&port->open);
+}
+
+/* outframe.c */
+bool wh_controls_due(const struct wharf_port *port);
+void wh_port_retry_later(struct wharf_port *port); /* a flush after a growing pause */
+
+/* outbox.c */
+enum wh_encoded { ENCODED, FRAME_FULL, FAILED };
+/* Into the open frame, announcing segments before; on FAILED *ret_error says why. FRAME_FULL on an empty frame: it never fits. */
+enum wh_encoded wh_outbox_encode(struct wharf_port *port, const struct wh_message_out *message, const int *fds, uint64_t n_bytes,
+	int *ret_error);
+bool wh_outbox_send_open(struct wharf_port *port); /* gives the open frame to the kernel now; true: there is room for a new one */
+int wh_outbox_queue(struct wharf_port *port, const struct wh_message_out *message, const int *fds, uint64_t n_bytes); /* 0; -ENOMEM */
+void wh_fds_close(const int *fds, size_t n);
+
+#endif

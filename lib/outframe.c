@@ -1,0 +1,232 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Frames on their way out: where they come from, the control records that are added to them, and how they go to the engine and come
+ * back. One at a time is with the engine: that is the ordering rule, and what is queued meanwhile shares the next frame.
+ */
+#include "outbox.h"
+
+#include <errno.h>
+#include <string.h>
+#include <unistd.h>
+
+enum {
+	BACKOFF_MIN_NS = 1000000,   /* for what no event announces: descriptors in flight, kernel memory */
+	BACKOFF_MAX_NS = 100000000,
+	SPARE_FRAMES_MAX = 16,
+};
+
+/* ---- Frames ---- */
+
+struct wh_outframe *wh_outframe_new(struct wharf_loop *loop)
+{
+	struct wh_outframe *frame = loop->spare_frames;
+
+	if (frame) {
+		loop->spare_frames = frame->next;
+		loop->n_spare_frames--;
+	} else {
+		frame = wh_loop_alloc(loop, sizeof(*frame) + loop->frame_bytes_max);
+		if (!frame)
+			return NULL;
+	}
+	frame->next = NULL;
+	frame->n_messages = 0;
+	frame->n_bytes = 0;
+	frame->data = frame->close_fds = frame->bye = false;
+	frame->announces = -1;
+	frame->tx.n_fds = 0;
+	frame->tx.credentials = false;
+	return frame;
+}
+
+void wh_outframe_free(struct wharf_loop *loop, struct wh_outframe *frame)
+{
+	if (!frame)
+		return;
+	if (frame->close_fds)
+		for (uint32_t i = 0; i < frame->tx.n_fds; i++)
+			close(frame->fds[i]);
+	if (loop->n_spare_frames >= SPARE_FRAMES_MAX) {
+		wh_loop_dealloc(loop, frame);
+		return;
+	}
+	frame->next = loop->spare_frames;
+	loop->spare_frames = frame;
+	loop->n_spare_frames++;
+}
+
+void wh_outframes_free(struct wharf_loop *loop)
+{
+	for (struct wh_outframe *frame = loop->spare_frames, *next; frame; frame = next) {
+		next = frame->next;
+		wh_loop_dealloc(loop, frame);
+	}
+	loop->spare_frames = NULL;
+	loop->n_spare_frames = 0;
+}
+
+void wh_port_retry_later(struct wharf_port *port)
+{
+	port->backoff_ns = port->backoff_ns ? (uint32_t)wh_min(port->backoff_ns * 2, BACKOFF_MAX_NS) : BACKOFF_MIN_NS;
+	wh_loop_set_deadline(port->source.loop, &port->retry, port->backoff_ns);
+}
+
+/* ---- Control records ---- */
+
+static bool bye_due(const struct wharf_port *port)
+{
+	return port->state == WH_PORT_DRAINING && port->said_hello && !port->bye_encoded && !port->backlog;
+}
+
+bool wh_controls_due(const struct wharf_port *port)
+{
+	return port->wake_due || port->report_due || port->retires_due ||
+		(bye_due(port) && !wh_open_has_records(port));
+}
+
+/* False: there was no room for all. */
+static bool encode_slots(struct wh_encoder *encoder, uint64_t *slots, uint16_t acknowledged)
+{
+	for (unsigned i = 0; i < WH_SLOTS_MAX / 64; i++)
+		for (; slots[i]; slots[i] &= slots[i] - 1) {
+			struct wh_slot_record record = { .slot = (uint16_t)(i * 64 + (unsigned)__builtin_ctzll(slots[i])), .acknowledged = acknowledged };
+			if (!wh_encode_control(encoder, WH_RECORD_RETIRE, &record, 0))
+				return false;
+		}
+	return true;
+}
+
+/* What the port owes its peer, into the room that is kept for it. A frame that carries descriptors takes nothing more. */
+static void encode_controls(struct wharf_port *port, struct wh_outframe *frame, struct wh_encoder *encoder)
+{
+	if (!port->said_hello || wh_encoder_ended(encoder))
+		return;
+	encoder->capacity = port->tx_frame_bytes;
+	if (port->wake_due) {
+		struct wh_record wake;
+		if (wh_encode_control(encoder, WH_RECORD_WAKE, &wake, 0)) {
+			port->wake_due = false;
+			port->stats.wakes_sent++;
+		}
+	}
+	if (port->retires_due)
+		port->retires_due = !(encode_slots(encoder, port->retire_acks, 1) && encode_slots(encoder, port->retire_asks, 0));
+	if (bye_due(port) && (encoder == &port->open || !wh_open_has_records(port))) {
+		struct wh_bye bye = { .code = WH_BYE_CLOSE };
+		if (wh_encode_control(encoder, WH_RECORD_BYE, &bye, 0))
+			port->bye_encoded = frame->bye = true;
+	}
+}
+
+/* ---- Handing frames to the engine, and taking them back ---- */
+
+void wh_port_hand(struct wharf_port *port, struct wh_outframe *frame, struct wh_encoder *encoder)
+{
+	wh_assert(!port->sending && !port->stuck);
+	encode_controls(port, frame, encoder);
+	if (port->lease)
+		wh_lease_publish(port->lease);
+	frame->tx.size = wh_encode_end(encoder, port->source.loop->turn_ns, port->frames_read);
+	frame->tx.bytes = frame->bytes;
+	frame->tx.n_fds = encoder->n_fds;
+	frame->tx.fds = frame->fds;
+	port->frames_reported = port->frames_read;
+	port->report_due = false;
+	if (frame == port->open_frame) {
+		port->open_frame = NULL;
+		port->open.base = NULL;
+	}
+	port->sending = frame;
+	wh_engine_send(port->source.loop->engine, &port->source.link, &frame->tx);
+}
+
+static void frame_sent(struct wharf_port *port, struct wh_outframe *frame)
+{
+	port->stats.tx_frames++;
+	port->stats.tx_messages += frame->n_messages;
+	port->stats.tx_bytes += frame->n_bytes;
+	port->backoff_ns = 0;
+	if (frame->data) {
+		uint32_t n = frame->close_fds ? frame->tx.n_fds : 0;
+		port->window_fds[port->frames_sent++ % WH_WINDOW_MAX] = (uint8_t)n;
+		port->tx_fds_queued -= n;
+		port->tx_fds_unread += n;
+		port->stats.tx_fds += n;
+	}
+	if (frame->announces >= 0)
+		wh_lease_announced(port->lease, (uint16_t)frame->announces, true);
+	if (frame->bye)
+		port->bye_sent = true;
+	wh_outframe_free(port->source.loop, frame);
+}
+
+/* The peer's socket is gone. What it sent before is still to be read: the end of that is the end of the port. */
+static void send_broken(struct wharf_port *port)
+{
+	port->tx_dead = true;
+	port->tx_plain = false;
+	if (port->state < WH_PORT_ENDING)
+		wh_loop_set_deadline(port->source.loop, &port->deadline, WH_GRACE_NS);
+}
+
+bool wh_port_reap(struct wharf_port *port)
+{
+	struct wh_outframe *frame = port->sending;
+	struct wharf_loop *loop = port->source.loop;
+	int result = port->source.link.sent_result;
+
+	if (wh_likely(!frame))
+		return true;
+	if (port->source.link.tx)
+		return false;
+	port->sending = NULL;
+	switch (result) {
+	case 0:
+		frame_sent(port, frame);
+		return true;
+	case -EAGAIN:
+		port->stats.tx_socket_full++;
+		port->stuck = frame;
+		if (!wh_list_linked(&port->waiting))
+			wh_list_append(&loop->waiting, &port->waiting);
+		wh_engine_want_writable(loop->engine, &port->source.link);
+		return true;
+	case -ETOOMANYREFS: /* too many descriptors of this user are in flight */
+	case -ENOBUFS:
+	case -ENOMEM:
+		port->stuck = frame;
+		if (port->state < WH_PORT_ENDING)
+			wh_port_retry_later(port);
+		return true;
+	case -EPIPE:
+	case -ECONNRESET:
+	case -ENOTCONN:
+	case -ECONNREFUSED:
+		port->stuck = frame;
+		send_broken(port);
+		return true;
+	default:
+		port->stuck = frame;
+		port->tx_dead = true;
+		wh_port_end(port, WHARF_CLOSE_ERROR, -result, "sending failed");
+		return true;
+	}
+}
+
+void wh_port_send_bye(struct wharf_port *port, enum wh_bye_code code, uint32_t app_code, const char *text)
+{
+	_Alignas(64) unsigned char memory[sizeof(struct wh_frame) + sizeof(struct wh_bye)];
+	struct wh_encoder encoder;
+	struct wh_bye bye = { .code = code, .app_code = app_code };
+
+	/* Behind what the engine has, in front of what waits: the queue is dropped with the port. */
+	wh_engine_submit(port->source.loop->engine);
+	if (!wh_port_reap(port))
+		return;
+	wh_wire_text(bye.text, sizeof(bye.text), text);
+	wh_encode_begin(&encoder, memory, sizeof(memory));
+	wh_encode_control(&encoder, WH_RECORD_BYE, &bye, 0);
+	/* Best effort: a peer that does not read sees the socket close. */
+	(void)!send(port->source.link.fd, memory, wh_encode_end(&encoder, port->source.loop->turn_ns, port->frames_read),
+		MSG_DONTWAIT | MSG_NOSIGNAL);
+}

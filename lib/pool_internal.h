@@ -1,0 +1,313 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * What the files of the pool share: slot.c (segments), claim.c, room.c (waiting), lease.c, pool.c and buf.c.
+ *
+ * Who may touch what
+ *   Words (free, counted, counts, lent, holders, release maps) are atomics. Claims change free words from any thread. Lent
+ *   words are set by the lease's loop, and cleared by whoever harvests: the lease's loop at any time, other threads under
+ *   the pool's lock. Everything about slots, leases and windows changes under the lock; a lease's fields also only on its loop's
+ *   thread, which therefore reads them without it.
+ *
+ * A claim pins its slot: a slot is emptied by taking each of its words from "all free" to 0, which fails while a chunk is
+ *   out. A stalled claimer finds 0 then, or a later incarnation's bits: so the slot's class is looked at after the claim.
+ *   Slots' control words live as long as the pool.
+ *
+ * Private words: if a pool is not shared, its port's loop takes whole words of the small classes with one exchange
+ *   (wh_control_pool.local) and carves them with plain stores. It must give them back when others want them: whoever sets
+ *   `attention` fences and looks at local.bits, the loop sets local.bits, fences and looks at `attention`. So either the loop sees
+ *   the flag, or the other sees the bits and kicks the loop.
+ *
+ * The end: handles and leases are counted, claimed buffers are not. With the last handle ORPHAN is set; the pool goes when every
+ *   chunk is free, which whoever frees a chunk looks at after that. By then another thread may have freed the pool:
+ *   so the memory of struct wharf_pool is never given back, only used for other pools.
+ */
+#ifndef WH_POOL_INTERNAL_H
+#define WH_POOL_INTERNAL_H
+
+#include <pthread.h>
+
+#include "bitmap.h"
+#include "control.h"
+#include "guard.h"
+#include "pool.h"
+#include "segment.h"
+
+enum {
+	WH_CLASSES = 9,
+	WH_CLASS_LOCAL = WH_CONTROL_LOCALS, /* classes below have private words: chunks up to 16 KiB */
+	WH_LEASES_MAX = WH_CONTROL_LEASES,
+	WH_PENDING_MAX = 128,
+	WH_MAP_WORDS = WH_SLOTS_MAX / 64,
+};
+#define WH_SIZE_MAX ((size_t)64 << WH_CHUNK_SHIFT_MAX)
+
+enum wh_attention {
+	WH_WAITERS = 1, /* threads sleep in wharf_buf_claim_wait */
+	WH_FAILED = 2,  /* a claim failed, and a port is owed an on_writable */
+	WH_ORPHAN = 4,  /* nobody holds the pool but claimed buffers */
+	WH_DEAD = 8,    /* a dead slot waits for its last claimed chunk */
+};
+
+/* A word of a class: slot << 8 | word. Ordered as the cursor goes. */
+#define WH_NOWHERE UINT32_MAX
+
+struct wh_slot {
+	struct wh_control_slot *control;
+	char *base;
+	_Atomic uint64_t *info;
+	_Atomic uint16_t *_Atomic counts;  /* made by the first wharf_buf_ref */
+	_Atomic uint8_t n_words;           /* 0: no memory */
+	uint8_t class;
+	uint8_t idle_laps;                 /* outside the window since */
+	bool keep;                         /* asked for by wharf_pool_reserve: stays when idle */
+	uint32_t n_chunks;
+	struct wh_segment segment;
+};
+
+struct wh_class {
+	_Atomic uint64_t slots[WH_MAP_WORDS]; /* live slots of this class */
+	_Atomic uint32_t cursor;           /* of claims by compare-and-swap: the word they are at */
+	_Atomic uint32_t window;           /* end, exclusive */
+	uint64_t bytes;                    /* in segments */
+	uint8_t failed;                    /* smallest run that could not be claimed; 0: none */
+	/* The private word's loop. */
+	uint32_t at;                       /* the word it has, or had */
+	bool again;                        /* look at that word once more before the next */
+	uint32_t lap_free, lap_chunks;     /* seen in this lap */
+	_Atomic uint32_t laps;
+	uint32_t laps_seen;                /* by upkeep */
+};
+
+struct wh_pending {
+	uint16_t slot;
+	uint16_t word;
+	uint64_t bits;
+};
+
+struct wh_lease_slot {
+	_Atomic uint64_t *lent;            /* control memory; as long as the lease */
+	struct wh_release_map *map;
+	int release_fd;                    /* -1: none */
+	_Atomic bool proven;               /* the peer has returned chunks of it: it has mapped it */
+};
+
+struct wh_full_lease {
+	struct wh_lease hot;
+	struct wharf_pool *pool;
+	struct wh_control_lease *control;
+	uint32_t index;
+	void (*kick)(void *owner);
+	void *owner;
+	_Atomic bool kicked;               /* and wh_pool_room was not called since */
+	_Atomic bool poisoned;
+	bool wanted;                       /* every release map is marked */
+	bool held;                         /* wh_lease_hold */
+	uint32_t n_held;                   /* pending entries older than it */
+	uint32_t kicks;                    /* threads inside kick */
+	uint16_t owed;                     /* classes whose failed claims this port will be told of */
+	uint16_t open_fds;                 /* slots with a release fd */
+	_Atomic uint64_t lent_bytes;       /* ever; written by the loop */
+	_Atomic uint64_t returned_here;    /* ever; by the loop without the lock: one writer at a time, as */
+	_Atomic uint64_t returned_bytes;   /* the rest, under the lock */
+	uint64_t pinned[WH_MAP_WORDS];     /* slots whose fds are in a frame */
+	uint64_t used[WH_MAP_WORDS];       /* slots that were lent from; hot.word is of one of them */
+	uint64_t retire_sent[WH_MAP_WORDS];
+	struct wh_pending pending[WH_PENDING_MAX];
+	struct wh_lease_slot slots[WH_SLOTS_MAX];
+};
+
+struct wharf_pool {
+	const void *_Atomic fast_loop;     /* local_loop, or &wh_nobody while somebody wants what is in private words */
+	struct wh_local *local;            /* control->local */
+	const void *_Atomic local_loop;    /* whose thread has the private words; NULL: none has */
+	_Atomic uint32_t attention;
+	bool shared;
+	struct wh_control_pool *control;
+	struct wh_full_lease *local_lease;
+	uint64_t bytes_max;
+	struct wh_class classes[WH_CLASSES];
+	struct wh_slot *slots[WH_SLOTS_MAX]; /* made once, then there until the pool goes */
+
+	pthread_mutex_t lock;
+	pthread_cond_t kick_done;
+	_Atomic uint32_t refs;
+	_Atomic uint32_t sequence;         /* futex: changes when waiters ought to look */
+	_Atomic uint64_t kicks;            /* leases to kick when the lock is dropped */
+	_Atomic uint32_t n_retiring;
+	uint32_t n_waiters;
+	uint32_t flags;                    /* WHARF_PREFAULT, WHARF_HUGE */
+	bool freed;                        /* under this lock chunks became free, or room */
+	bool had_lease;
+	uint64_t bytes;                    /* in segments */
+	uint64_t lease_map;
+	struct wh_full_lease *leases[WH_LEASES_MAX];
+	struct wh_fork_hook fork_hook;
+	char name[32];
+	struct wharf_pool *next_spare;
+};
+
+static inline struct wh_full_lease *wh_full(struct wh_lease *lease) { return (struct wh_full_lease *)lease; }
+static inline const struct wh_full_lease *wh_full_const(const struct wh_lease *lease)
+{
+	return (const struct wh_full_lease *)lease;
+}
+
+static inline bool wh_map_has(const uint64_t *map, unsigned i) { return map[i / 64] >> (i % 64) & 1; }
+static inline void wh_map_set(uint64_t *map, unsigned i) { map[i / 64] |= UINT64_C(1) << (i % 64); }
+static inline void wh_map_clear(uint64_t *map, unsigned i) { map[i / 64] &= ~(UINT64_C(1) << (i % 64)); }
+
+static inline unsigned wh_class_shift(unsigned class) { return WH_CHUNK_SHIFT_MIN + 2 * class; }
+
+/* The smallest class in which 1 to 4 chunks hold size bytes (1 to WH_SIZE_MAX). */
+static inline unsigned wh_class_of(size_t size)
+{
+	unsigned class = ((unsigned)(63 - __builtin_clzll((uint64_t)(size - 1) | 512)) - 8) / 2;
+	return class < WH_CLASSES ? class : WH_CLASSES - 1;
+}
+static inline unsigned wh_chunks_of(size_t size, unsigned class) { return (unsigned)((size - 1) >> wh_class_shift(class)) + 1; }
+
+/* All chunks of a word of a slot. */
+static inline uint64_t wh_slot_word(const struct wh_slot *s, unsigned word)
+{
+	unsigned n = s->n_chunks - word * WH_WORD_CHUNKS;
+	return wh_run_bits(n < WH_WORD_CHUNKS ? n : WH_WORD_CHUNKS);
+}
+
+static inline uint32_t wh_slot_state(const struct wh_slot *s)
+{
+	return atomic_load_explicit(&s->control->state, memory_order_acquire);
+}
+
+/* ---- pool.c ---- */
+
+void wh_pool_lock(struct wharf_pool *pool);
+/* Also wakes waiters and kicks the ports that are owed room, if chunks became free under the lock. */
+void wh_pool_unlock(struct wharf_pool *pool);
+void wh_pool_kick(struct wharf_pool *pool, struct wh_full_lease *lease); /* takes effect when the lock is dropped, or with wh_pool_run_kicks */
+void wh_pool_run_kicks(struct wharf_pool *pool);
+void wh_pool_freed_slowly(struct wharf_pool *pool);
+
+/*
+ * After chunks were made free without the lock: waiters, owed ports, a dead slot or the end of the pool. The pool may be gone
+ * already when this is called (see above).
+ */
+static inline void wh_pool_freed(struct wharf_pool *pool)
+{
+	if (wh_unlikely(atomic_load_explicit(&pool->attention, memory_order_seq_cst)))
+		wh_pool_freed_slowly(pool);
+}
+
+/* Is this the thread that has the private words, while they may be used? */
+static inline bool wh_pool_local(const struct wharf_pool *pool)
+{
+	const void *loop = wh_current_loop;
+	return loop && loop == atomic_load_explicit(&pool->local_loop, memory_order_relaxed);
+}
+
+extern const char wh_nobody; /* is no loop */
+
+/* The same, and nobody wants what is in them. */
+static inline bool wh_pool_fast(const struct wharf_pool *pool)
+{
+	return wh_current_loop == atomic_load_explicit(&pool->fast_loop, memory_order_relaxed);
+}
+
+/* ---- slot.c ---- */
+
+/* Lets go of chunks of one word: those that nobody else holds, which are now the caller's to make free. */
+uint64_t wh_slot_let_go_counted(struct wh_slot *s, unsigned word, uint64_t bits, uint64_t counted);
+static inline uint64_t wh_slot_let_go(struct wh_slot *s, unsigned word, uint64_t bits)
+{
+	uint64_t counted = atomic_load_explicit(&s->control->counted[word], memory_order_acquire) & bits;
+	return wh_likely(!counted) ? bits : wh_slot_let_go_counted(s, word, bits, counted);
+}
+/* Lets go and makes free. Without the lock: wh_pool_freed must follow. */
+static inline void wh_slot_put(struct wh_slot *s, unsigned word, uint64_t bits)
+{
+	bits = wh_slot_let_go(s, word, bits);
+	if (bits)
+		wh_word_free(&s->control->free[word], bits);
+}
+
+/* All under the lock. */
+bool wh_slot_all_free(const struct wh_slot *s);
+bool wh_slot_retire(struct wharf_pool *pool, unsigned slot); /* false: chunks are out */
+void wh_slot_kill(struct wharf_pool *pool, unsigned slot);
+void wh_slot_finish(struct wharf_pool *pool, unsigned slot); /* retiring: frees the memory if no peer has it mapped */
+void wh_slot_free(struct wharf_pool *pool, unsigned slot);
+void wh_pool_bury(struct wharf_pool *pool);                  /* dead slots that are all free */
+int wh_slot_count(struct wh_slot *s);                        /* makes counts. 0; -ENOMEM */
+
+/* A new segment in which a run of n fits. 0; -EAGAIN: no room under bytes_max, or no slot; -ENOMEM; -EMFILE. */
+int wh_pool_grow(struct wharf_pool *pool, unsigned class, unsigned n, size_t bytes_wanted, uint32_t flags, unsigned *ret_slot);
+/* Could it grow now? If not, begins to retire idle segments; true if that made room at once. */
+bool wh_pool_make_room(struct wharf_pool *pool, unsigned class, unsigned n);
+
+/* ---- claim.c ---- */
+
+/* Class and length of the run that holds size bytes. False: bytes_max can never hold it. */
+bool wh_pool_run_of(const struct wharf_pool *pool, size_t size, unsigned *ret_class, unsigned *ret_n);
+/* The place of a run without looking at local words first. -EAGAIN, registered for on_writable unless quietly; -ENOMEM; -EMFILE. */
+int wh_pool_claim(struct wharf_pool *pool, unsigned class, unsigned n, bool quietly, uint64_t *ret_place);
+/*
+ * Under the lock: all that can be done without a failure being final. looked: the caller has just gone round the window in vain, with
+ * everything harvested. 0; -EAGAIN; -ENOMEM; -EMFILE.
+ */
+int wh_pool_claim_locked(struct wharf_pool *pool, unsigned class, unsigned n, bool looked, uint64_t *ret_place);
+bool wh_pool_has_run(const struct wharf_pool *pool, unsigned class, unsigned n);
+bool wh_pool_local_idle(const struct wharf_pool *pool); /* the loop has no free chunks in private words */
+void wh_pool_give_back(struct wharf_pool *pool);        /* loop's thread, under the lock: all private words */
+void wh_pool_upkeep(struct wharf_pool *pool);           /* under the lock, now and then: shrinks windows of classes gone quiet */
+
+/* Next word of the class's window after `at` (WH_NOWHERE: the first). *ret_wrapped is set when it begins again. */
+uint32_t wh_class_next(const struct wharf_pool *pool, const struct wh_class *class, uint32_t at, bool *ret_wrapped);
+
+/* ---- lease.c ---- */
+
+void wh_lease_poison(struct wh_full_lease *lease);
+/* A counter with one writer at a time. */
+static inline void wh_lease_add(_Atomic uint64_t *counter, uint64_t bytes)
+{
+	atomic_store_explicit(counter, atomic_load_explicit(counter, memory_order_relaxed) + bytes, memory_order_relaxed);
+}
+void wh_pool_harvest(struct wharf_pool *pool);          /* under the lock: all leases, everything */
+void wh_slot_harvest(struct wharf_pool *pool, unsigned slot); /* under the lock: all leases, one slot */
+void wh_lease_forget_slot(struct wh_full_lease *lease, unsigned slot);
+
+/*
+ * Takes back what the peer has released of one word: returns the chunks that nobody holds any more, now the caller's to make free.
+ * The one rule: whoever clears a lent bit lets go of the chunk. `returned` is the lease's counter for those under the lock, or
+ * for its loop.
+ */
+static inline uint64_t wh_lease_harvest_word(struct wh_full_lease *lease, unsigned slot, unsigned word, _Atomic uint64_t *returned)
+{
+	struct wh_lease_slot *ls = &lease->slots[slot];
+	struct wh_slot *s = lease->pool->slots[slot];
+	_Atomic uint64_t *map = &ls->map->words[word];
+
+	/* With the store of `wanted` and the receiver's two steps: one side sees the other. */
+	if (!atomic_load_explicit(map, memory_order_seq_cst))
+		return 0;
+	uint64_t released = atomic_exchange_explicit(map, 0, memory_order_seq_cst);
+	uint64_t lent = atomic_fetch_and_explicit(&ls->lent[word], ~released, memory_order_acq_rel);
+	if (wh_unlikely(released & ~lent))
+		wh_lease_poison(lease);
+	released &= lent;
+	if (wh_unlikely(!atomic_load_explicit(&ls->proven, memory_order_relaxed)))
+		atomic_store_explicit(&ls->proven, true, memory_order_relaxed);
+	wh_lease_add(returned, (uint64_t)wh_bits_count(released) << wh_class_shift(s->class));
+	return wh_slot_let_go(s, word, released);
+}
+
+/* ---- room.c ---- */
+
+/*
+ * Under the lock: sets flags in `attention`, marks every release map, so that the peers send a release-wake, and fences. True: something
+ * was not set before, so look again: a chunk may have come back unseen.
+ */
+bool wh_pool_want(struct wharf_pool *pool, uint32_t attention);
+void wh_pool_unwant(struct wharf_pool *pool);           /* if nobody wants any more */
+void wh_pool_owe(struct wharf_pool *pool, unsigned class, unsigned n);
+int wh_pool_claim_wait(struct wharf_pool *pool, unsigned class, unsigned n, int64_t timeout_ns, uint64_t *ret_place);
+
+#endif

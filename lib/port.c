@@ -1,0 +1,559 @@
+/* SPDX-License-Identifier: MIT */
+/* The life of a port: opening, closing, ending, lingering. */
+#include "port.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "options.h"
+
+#define DEFAULT_POOL_BYTES (64u << 20)
+#define DEFAULT_QUEUED_BYTES (16u << 20)
+#define DEFAULT_MAPPED_BYTES (1ull << 30)
+#define DEFAULT_MESSAGE_BYTES (64u << 20)
+/* More than one port's share of a turn under full load, so that it is felt only when one handler is slow. */
+#define DEFAULT_MSGS_PER_TURN 65536
+
+int wh_port_check(const struct wharf_port *port)
+{
+	int error;
+
+	if (wh_forked())
+		return -ECHILD;
+	if (!port)
+		return -EINVAL;
+	if (wh_unlikely(port->state >= WH_PORT_ENDING))
+		return -EPIPE;
+	error = wh_loop_check(port->source.loop);
+	return wh_unlikely(error) ? error : 0;
+}
+
+void wh_port_dirty(struct wharf_port *port)
+{
+	if (wh_list_linked(&port->dirty))
+		return;
+	wh_list_append(&port->source.loop->dirty, &port->dirty);
+	wh_loop_rouse(port->source.loop);
+}
+
+/* ---- Ends ---- */
+
+wharf_port *wharf_port_ref(wharf_port *port)
+{
+	if (port && !wh_forked())
+		atomic_fetch_add_explicit(&port->refs, 1, memory_order_relaxed);
+	return port;
+}
+
+wharf_port *wharf_port_unref(wharf_port *port)
+{
+	struct wharf_loop *loop;
+
+	if (!port || wh_forked() || atomic_fetch_sub_explicit(&port->refs, 1, memory_order_acq_rel) != 1)
+		return NULL;
+	loop = port->source.loop;
+	wh_loop_dealloc(loop, port);
+	wharf_loop_unref(loop);
+	return NULL;
+}
+
+void wh_port_end(struct wharf_port *port, uint32_t code, int error, const char *format, ...)
+{
+	va_list arguments;
+
+	if (port->state >= WH_PORT_ENDING)
+		return;
+	port->state = WH_PORT_ENDING;
+	port->tx_plain = false;
+	va_start(arguments, format);
+	vsnprintf(port->reason_text, sizeof(port->reason_text), format, arguments);
+	va_end(arguments);
+	port->reason.code = code;
+	port->reason.error = error;
+	wh_port_queued(port, &port->reason.unsent_messages, &port->reason.unsent_bytes);
+	wh_loop_clear_deadline(port->source.loop, &port->deadline);
+	wh_loop_clear_deadline(port->source.loop, &port->retry);
+	wh_list_append(&port->source.loop->ending, &port->ending);
+	wh_loop_rouse(port->source.loop);
+}
+
+/* Good order: both sides have said bye, or there is nobody left to say it to. */
+static bool ended_well(const struct wharf_port *port)
+{
+	return port->reason.code == WHARF_CLOSE_LOCAL || port->reason.code == WHARF_CLOSE_PEER;
+}
+
+static void detach(struct wharf_port *port)
+{
+	if (port->shut)
+		return;
+	port->shut = true;
+	wh_port_drop_input(port);
+	for (unsigned i = 0; i < WH_ACCUMULATORS; i++)
+		wh_port_flush_released(port, &port->released[i]);
+	wh_port_unmap(port);
+	/* A peer that is gone, or that has returned everything, writes nothing more; any other may still read. */
+	wh_lease_detach(port->lease, port->eof && (ended_well(port) || port->reason.code == WHARF_CLOSE_PEER_GONE)
+		? WH_DETACH_RETURNED : WH_DETACH_FAILED);
+	port->lease = NULL;
+	shutdown(port->source.link.fd, SHUT_RDWR);
+	wh_engine_detach(port->source.loop->engine, &port->source.link);
+	wh_loop_rouse(port->source.loop);
+}
+
+void wh_port_linger(struct wharf_port *port)
+{
+	bool holds = atomic_load_explicit(&port->taken, memory_order_acquire) != 0;
+
+	if (port->state != WH_PORT_CLOSED || port->shut)
+		return;
+	if (ended_well(port) && !port->eof) {
+		if (holds)
+			return;
+		/* A private pool's segments die with its lease; a shared pool's chunks stay lent while the peer may read them. */
+		if (wh_lease_shared(port->lease) && wh_lease_harvest(port->lease) >= 0 && wh_lease_lent_bytes(port->lease))
+			return;
+	}
+	detach(port);
+}
+
+void wh_port_finish(struct wharf_port *port)
+{
+	struct wharf_loop *loop = port->source.loop;
+
+	wh_assert(port->state == WH_PORT_ENDING);
+	/* Arrived before the end: delivered before it, unless the port failed or was aborted. */
+	port->state = WH_PORT_CLOSED;
+	wh_port_drop_output(port);
+	for (unsigned i = 0; i < WH_ACCUMULATORS; i++)
+		wh_port_flush_released(port, &port->released[i]);
+	port->reason.text = port->reason_text;
+	port->reason.peer = &port->peer;
+	loop->n_users--;
+	if (port->ops.on_close)
+		port->ops.on_close(port, &port->reason, port->user);
+	/* What the application took and still holds keeps the socket; tell the peer when that ends. */
+	port->returned_due = true;
+	wh_port_linger(port);
+	wharf_port_unref(port); /* the application's handle */
+}
+
+void wh_port_progress(struct wharf_port *port)
+{
+	if (port->state != WH_PORT_DRAINING || port->paused || !wh_list_empty(&port->held))
+		return;
+	if (port->peer_bye && (port->bye_sent || port->eof))
+		wh_port_end(port, port->closed_here ? WHARF_CLOSE_LOCAL : WHARF_CLOSE_PEER, 0, "%s", port->closed_here
+			? "closed" : "the peer closed");
+}
+
+void wh_port_violation(struct wharf_port *port, const char *why)
+{
+	if (port->state >= WH_PORT_ENDING)
+		return;
+	wh_port_end(port, WHARF_CLOSE_VIOLATION, EPROTO, "peer %d broke the protocol: %s", (int)port->peer.pid, why);
+	wh_port_send_bye(port, WH_BYE_REFUSED, 0, why);
+}
+
+void wh_port_eof(struct wharf_port *port)
+{
+	wh_port_reap(port);
+	if (port->state == WH_PORT_CLOSED) {
+		wh_port_linger(port);
+		return;
+	}
+	if (port->paused || !wh_list_empty(&port->held))
+		return; /* looked at again when they are delivered */
+	wh_port_progress(port);
+	if (port->said_hello)
+		wh_port_end(port, WHARF_CLOSE_PEER_GONE, -port->eof_result, "peer %d (%s) ended without a word",
+			(int)port->peer.pid, port->peer.name);
+	else
+		wh_port_end(port, WHARF_CLOSE_PEER_GONE, 0, "the peer ended before it said hello");
+}
+
+static void port_detached(struct wharf_port *port)
+{
+	wh_loop_remove(&port->source);
+	wh_timers_unreserve(&port->source.loop->timers, 2);
+	wharf_port_unref(port); /* the loop's */
+}
+
+static void on_event(struct wh_source *source, struct wh_event *event)
+{
+	struct wharf_port *port = wh_container_of(source, struct wharf_port, source);
+
+	switch (event->kind) {
+	case WH_EVENT_FRAME:
+		wh_port_receive(port, event);
+		break;
+	case WH_EVENT_SENT:
+	case WH_EVENT_WRITABLE:
+		wh_port_flush(port);
+		if (port->blocked)
+			wh_port_room(port);
+		break;
+	case WH_EVENT_EOF:
+		port->eof = true;
+		port->eof_result = event->result;
+		wh_port_eof(port);
+		break;
+	case WH_EVENT_ERROR:
+		port->eof = true;
+		wh_port_end(port, WHARF_CLOSE_ERROR, -event->result, "receiving failed");
+		break;
+	case WH_EVENT_DETACHED:
+		port_detached(port);
+		break;
+	default:
+		wh_assert(!"an event that ports do not ask for");
+	}
+}
+
+static void on_loop_freed(struct wh_source *source)
+{
+	struct wharf_port *port = wh_container_of(source, struct wharf_port, source);
+
+	wharf_port_ref(port);
+	wh_port_end(port, WHARF_CLOSE_LOOP_FREED, 0, "the loop was freed");
+	if (port->state == WH_PORT_ENDING) {
+		wh_port_send_bye(port, WH_BYE_ABORT, 0, "the peer's loop was freed");
+		wh_list_remove(&port->ending);
+		wh_port_finish(port);
+	}
+	detach(port);
+	wharf_port_unref(port);
+}
+
+/* ---- Deadlines and kicks ---- */
+
+static void on_deadline(struct wh_deadline *deadline)
+{
+	struct wharf_port *port = wh_container_of(deadline, struct wharf_port, deadline);
+
+	if (port->state == WH_PORT_OPENING) {
+		wh_port_end(port, WHARF_CLOSE_TIMEOUT, ETIMEDOUT, "no hello from the peer in time");
+	} else if (port->tx_dead) {
+		wh_port_end(port, WHARF_CLOSE_PEER_GONE, EPIPE, "the peer stopped reading");
+	} else {
+		wh_port_send_bye(port, WH_BYE_ABORT, 0, "the peer gave up waiting for the end");
+		wh_port_end(port, WHARF_CLOSE_TIMEOUT, ETIMEDOUT, "the peer did not finish in time");
+	}
+}
+
+static void on_retry(struct wh_deadline *deadline)
+{
+	wh_port_flush(wh_container_of(deadline, struct wharf_port, retry));
+}
+
+void wh_port_kick(struct wharf_port *port, uint32_t reasons)
+{
+	wharf_port_ref(port);
+	if (!wh_loop_kick(port->source.loop, &port->kick, reasons))
+		wharf_port_unref(port);
+}
+
+/* A pool does not hold its ports: the lease is detached before the port goes, so this pointer lives. */
+static void on_pool_kick(void *owner)
+{
+	wh_port_kick(owner, WH_KICK_ROOM);
+}
+
+static void on_pool_room(struct wharf_port *port)
+{
+	uint16_t slot;
+
+	if (wh_lease_poisoned(port->lease)) {
+		wh_port_violation(port, "it released memory that it did not hold");
+		return;
+	}
+	while (wh_lease_next_retire(port->lease, &slot)) {
+		port->retire_asks[slot / 64] |= 1ull << (slot % 64);
+		port->retires_due = true;
+		wh_port_dirty(port);
+	}
+	wh_port_room(port);
+}
+
+static void on_kick(struct wh_kick *kick, uint32_t reasons)
+{
+	struct wharf_port *port = wh_container_of(kick, struct wharf_port, kick);
+
+	if (!port->shut && port->source.loop->engine) {
+		if (reasons & WH_KICK_WAKE) {
+			port->wake_due = true;
+			wh_port_dirty(port);
+		}
+		if (reasons & WH_KICK_ROOM)
+			on_pool_room(port);
+		if ((reasons & WH_KICK_RETURNED) && port->state == WH_PORT_CLOSED) {
+			/* The peer may wait, lingering, for exactly this. */
+			port->wake_due = true;
+			wh_port_flush(port);
+			wh_port_linger(port);
+		}
+	}
+	wharf_port_unref(port);
+}
+
+/* ---- Opening ---- */
+
+static int check_socket(int fd)
+{
+	struct sockaddr_storage address;
+	socklen_t size = sizeof(int);
+	int type, domain;
+
+	if (getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &size) < 0)
+		return errno == ENOTSOCK ? -EPROTOTYPE : -errno;
+	size = sizeof(int);
+	if (getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &domain, &size) < 0)
+		return -errno;
+	if (type != SOCK_SEQPACKET || domain != AF_UNIX)
+		return -EPROTOTYPE;
+	size = sizeof(address);
+	if (getpeername(fd, (struct sockaddr *)&address, &size) < 0 && errno != ENOTCONN)
+		return -errno;
+	/* The other end of a pair may be closed by now, with what it had to say still queued here. */
+	return 0;
+}
+
+static int read_options(const struct wharf_port_options *given, struct wharf_port_options *o)
+{
+	int error = WH_OPTIONS_READ(given, o);
+
+	if (error)
+		return error;
+	if (!o->ops || !o->ops->size || o->flags || o->reserved || o->policy > WHARF_POLICY_KEEP_LATEST || o->untrusted > 1)
+		return -EINVAL;
+	if (o->policy != WHARF_POLICY_FAIL || o->unreleased_max)
+		return -EOPNOTSUPP;
+	if (o->rx_fds_max > WH_ENGINE_FDS_MAX || (o->name && strlen(o->name) > WHARF_NAME_MAX))
+		return -EINVAL;
+	if (!o->pool_bytes_max)
+		o->pool_bytes_max = DEFAULT_POOL_BYTES;
+	if (!o->tx_queued_bytes_max)
+		o->tx_queued_bytes_max = DEFAULT_QUEUED_BYTES;
+	if (!o->tx_fds_max)
+		o->tx_fds_max = WH_ENGINE_FDS_MAX;
+	if (!o->rx_mapped_bytes_max)
+		o->rx_mapped_bytes_max = DEFAULT_MAPPED_BYTES;
+	if (!o->rx_bytes_max)
+		o->rx_bytes_max = DEFAULT_MESSAGE_BYTES;
+	if (!o->rx_msgs_per_turn)
+		o->rx_msgs_per_turn = DEFAULT_MSGS_PER_TURN;
+	return 0;
+}
+
+static int join_pool(struct wharf_port *port, const struct wharf_port_options *o)
+{
+	wharf_pool *pool = o->pool;
+	int error;
+
+	if (!pool) {
+		error = wharf_pool_new(WHARF_OPT(pool, .bytes_max = o->pool_bytes_max, .name = o->name), &pool);
+		if (error)
+			return error;
+	}
+	error = wh_pool_attach(pool, port->source.loop, on_pool_kick, port, &port->lease);
+	if (!o->pool)
+		wharf_pool_unref(pool);
+	return error;
+}
+
+/* The room that a window of frames may take in the socket: as much as the system grants, up to 2 MiB. */
+static void size_socket(struct wharf_port *port, int fd)
+{
+	int want = 1 << 20, granted = 0;
+	socklen_t size = sizeof(granted);
+	uint32_t frame_bytes = port->source.loop->frame_bytes_max;
+
+	setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &want, sizeof(want));
+	if (getsockopt(fd, SOL_SOCKET, SO_SNDBUF, &granted, &size) < 0 || granted < 65536)
+		granted = 65536;
+	/* A quarter of each frame for the kernel's overhead, and room for control frames besides a full window. */
+	while (frame_bytes > WH_FRAME_BYTES_MIN && (uint32_t)granted / (frame_bytes + frame_bytes / 4) < WH_WINDOW_MIN + 2)
+		frame_bytes -= 1024;
+	port->tx_frame_bytes = frame_bytes & ~63u;
+	port->window = (uint32_t)wh_max(WH_WINDOW_MIN, wh_min(WH_WINDOW_MAX, (uint32_t)granted / (frame_bytes + frame_bytes / 4) - 2));
+}
+
+int wh_port_open(struct wharf_loop *loop, int fd, const struct wharf_port_options *options, int64_t default_open_timeout_ns,
+	wharf_port **ret_port)
+{
+	static const struct wh_geometry nothing_announced[WH_SLOTS_MAX];
+	struct wharf_port_options o;
+	struct wharf_port *port;
+	int error, flags;
+
+	error = wh_loop_check(loop);
+	if (!error)
+		error = read_options(options, &o);
+	if (!error)
+		error = check_socket(fd);
+	if (error)
+		return error;
+	error = wh_timers_reserve(&loop->timers, 2);
+	if (error)
+		return error;
+	port = wh_loop_alloc(loop, sizeof(*port));
+	if (!port) {
+		wh_timers_unreserve(&loop->timers, 2);
+		return -ENOMEM;
+	}
+	memset(port, 0, sizeof(*port));
+	port->source.event = on_event;
+	port->source.loop_freed = on_loop_freed;
+	port->source.loop = loop;
+	memcpy(&port->ops, o.ops, wh_min(o.ops->size, sizeof(port->ops)));
+	port->user = o.user;
+	port->refs = 2; /* the application's, until on_close has run, and the loop's, until the socket is gone */
+	port->tx_queued_bytes_max = o.tx_queued_bytes_max;
+	port->tx_fds_max = o.tx_fds_max;
+	port->tx_message_bytes_max = UINT64_MAX;
+	port->backlog_end = &port->backlog;
+	port->limits = (struct wh_decode_limits){
+		.slots = nothing_announced,
+		.frame_bytes_max = loop->frame_bytes_max,
+		.fds_max = o.rx_fds_max,
+		.message_bytes_max = o.rx_bytes_max,
+	};
+	port->report_every = WH_WINDOW_MIN / 2;
+	port->mapped_bytes_max = o.rx_mapped_bytes_max;
+	port->msgs_per_turn = o.rx_msgs_per_turn;
+	port->untrusted = o.untrusted;
+	port->deadline.expired = on_deadline;
+	port->retry.expired = on_retry;
+	port->kick.run = on_kick;
+	wh_list_init(&port->dirty);
+	wh_list_init(&port->waiting);
+	wh_list_init(&port->held);
+	wh_list_init(&port->ready);
+	wh_list_init(&port->ending);
+	error = join_pool(port, &o);
+	if (error) {
+		wh_timers_unreserve(&loop->timers, 2);
+		wh_loop_dealloc(loop, port);
+		return error;
+	}
+	fcntl(fd, F_SETFD, FD_CLOEXEC);
+	/* A parked receive needs a descriptor that may wait. */
+	flags = fcntl(fd, F_GETFL);
+	if (flags & O_NONBLOCK)
+		fcntl(fd, F_SETFL, flags & ~O_NONBLOCK);
+	setsockopt(fd, SOL_SOCKET, SO_PASSCRED, &(int){ 1 }, sizeof(int));
+	size_socket(port, fd);
+	wh_loop_add(loop, &port->source, fd);
+	loop->n_users++;
+	wh_engine_receive(loop->engine, &port->source.link);
+	wh_port_hello_init(port, &o);
+	wh_port_dirty(port);
+	if (!o.open_timeout_ns)
+		o.open_timeout_ns = default_open_timeout_ns;
+	if (o.open_timeout_ns > 0)
+		wh_loop_set_deadline(loop, &port->deadline, (uint64_t)o.open_timeout_ns);
+	if (ret_port)
+		*ret_port = port;
+	return 0;
+}
+
+void wh_port_forget(struct wharf_port *port)
+{
+	port->ops = (struct wharf_port_ops){ 0 };
+	wh_port_end(port, WHARF_CLOSE_ABORTED, 0, "not opened");
+}
+
+int wharf_pair(int ret_fds[2])
+{
+	if (wh_forked())
+		return -ECHILD;
+	if (!ret_fds)
+		return -EINVAL;
+	return socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ret_fds) < 0 ? -errno : 0;
+}
+
+int wharf_open(wharf_loop *loop, int fd, const struct wharf_port_options *options, wharf_port **ret_port)
+{
+	return wh_port_open(loop, fd, options, -1, ret_port);
+}
+
+/* ---- Closing ---- */
+
+int wharf_port_close(wharf_port *port, int64_t timeout_ns)
+{
+	int error = wh_port_check(port);
+
+	if (error)
+		return error;
+	if (port->closed_here)
+		return -EALREADY;
+	port->closed_here = true;
+	port->tx_plain = false;
+	if (port->state == WH_PORT_OPENING || port->state == WH_PORT_OPEN)
+		port->state = WH_PORT_DRAINING;
+	wh_loop_clear_deadline(port->source.loop, &port->deadline);
+	if (timeout_ns >= 0)
+		wh_loop_set_deadline(port->source.loop, &port->deadline, (uint64_t)timeout_ns);
+	wh_port_dirty(port);
+	return 0;
+}
+
+int wharf_port_abort(wharf_port *port, uint32_t app_code)
+{
+	int error = wh_port_check(port);
+
+	if (error)
+		return error;
+	wh_port_end(port, WHARF_CLOSE_ABORTED, 0, "aborted with code %u", app_code);
+	port->reason.app_code = app_code;
+	wh_port_send_bye(port, WH_BYE_ABORT, app_code, "aborted");
+	wh_port_drop_input(port);
+	return 0;
+}
+
+/* ---- Queries ---- */
+
+wharf_pool *wharf_port_pool(wharf_port *port)
+{
+	return port && !wh_forked() && port->lease ? wh_lease_pool(port->lease) : NULL;
+}
+
+wharf_loop *wharf_port_loop(wharf_port *port)
+{
+	return port ? port->source.loop : NULL;
+}
+
+void *wharf_port_user(wharf_port *port)
+{
+	return port ? port->user : NULL;
+}
+
+const struct wharf_peer *wharf_port_peer(wharf_port *port)
+{
+	return port && port->said_hello ? &port->peer : NULL;
+}
+
+int wharf_port_stats(wharf_port *port, struct wharf_port_stats *ret_stats)
+{
+	struct wharf_port_stats stats;
+	uint64_t messages;
+	size_t size;
+	int error = wh_port_check(port);
+
+	if (error)
+		return error;
+	if (!ret_stats || !ret_stats->size)
+		return -EINVAL;
+	stats = port->stats;
+	stats.size = size = wh_min(ret_stats->size, sizeof(stats));
+	wh_port_queued(port, &messages, &stats.tx_queued_bytes);
+	stats.tx_lent_bytes = wh_lease_lent_bytes(port->lease);
+	stats.tx_unread_frames = port->frames_sent - port->frames_read_by_peer;
+	memcpy(ret_stats, &stats, size);
+	return 0;
+}

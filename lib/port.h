@@ -1,0 +1,208 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * A port: one end of a channel to one peer. This header is shared by the files that make it up: port.c (life), hello.c
+ * (limits), send.c (what leaves), receive.c (what arrives), message.c (what the application holds).
+ *
+ * Life: OPENING -> OPEN -> DRAINING -> ENDING -> CLOSED, ENDING from anywhere. In ENDING the reason is fixed and on_close is due; a
+ * CLOSED port may linger with its socket until its taken messages are released: a peer reads EOF as "holds nothing".
+ */
+#ifndef WH_PORT_H
+#define WH_PORT_H
+
+#include "loop.h"
+#include "pool.h"
+#include "view.h"
+#include "wire.h"
+
+enum {
+	WH_WINDOW_MIN = 8,               /* unread data frames that any peer may have on its way */
+	WH_WINDOW_MAX = 64,
+	WH_CONTROL_ROOM = 512,           /* kept free in a data frame for control records */
+	WH_FLUSH_BYTES = 1 << 20,        /* payload that waits before a send submits by itself: the receiver must not idle meanwhile */
+	WH_ACCUMULATORS = 8,             /* release words collected at once; a power of two */
+	/* A socket that can no longer be written, and whose end does not come, belongs to a peer that plays tricks. */
+	WH_GRACE_NS = 1000000000,
+};
+
+enum wh_port_state { WH_PORT_OPENING, WH_PORT_OPEN, WH_PORT_DRAINING, WH_PORT_ENDING, WH_PORT_CLOSED };
+
+enum wh_port_kick {
+	WH_KICK_ROOM = 1u << 0,          /* the pool may have room: wh_pool_room */
+	WH_KICK_WAKE = 1u << 1,          /* a release in another thread saw `wanted`: the peer is owed a wake */
+	WH_KICK_RETURNED = 1u << 2,      /* the last taken message was released */
+	WH_KICK_EVER = 1u << 31,         /* keeps the word non-zero */
+};
+
+/* A frame on its way out; from the loop's spare ones, so that an idle port has none. */
+struct wh_outframe {
+	struct wh_outframe *next;
+	uint32_t n_messages;
+	uint64_t n_bytes;                /* payload */
+	bool data;                       /* carries more than control records: counts against the window */
+	bool close_fds;                  /* ours, to be closed once sent */
+	bool bye;
+	int32_t announces;               /* slot, or -1 */
+	int fds[WH_ENGINE_FDS_MAX];
+	struct wh_tx tx;
+	_Alignas(16) unsigned char bytes[];
+};
+
+/* A message that found no room in the open frame. Followed in memory by runs, pieces, fds and copied bytes. */
+struct wh_outmsg {
+	struct wh_outmsg *next;
+	struct wh_message_out message;
+	uint64_t n_bytes;                /* payload */
+	uint64_t cost;                   /* against tx_queued_bytes_max */
+	int *fds;
+};
+
+/* A received frame that waits, because the port is paused or has had its turn. */
+struct wh_held {
+	struct wh_list link;
+	uint32_t offset;                 /* of the next record to deliver */
+	uint32_t n_fds;
+	bool fds_lost;
+	int fds[WH_ENGINE_FDS_MAX];
+	_Alignas(64) unsigned char frame[];
+};
+
+/* What the peer has announced. Apart from the port: most ports never map anything. */
+struct wh_mapped {
+	struct wh_geometry geometry[WH_SLOTS_MAX];
+	struct wh_view *views[WH_SLOTS_MAX];
+};
+
+struct wh_accumulator {
+	uint32_t slot, word;
+	uint64_t bits;
+};
+
+struct wharf_port {
+	struct wh_source source;         /* first: the loop and the engine know it */
+	struct wharf_port_ops ops;
+	void *user;
+	_Atomic uint32_t refs;
+	enum wh_port_state state;
+
+	/* What a send looks at, together. */
+	bool tx_plain;                   /* OPEN, and no backlog: sends encode at once */
+	uint32_t tx_frame_bytes;         /* frames that the peer takes, and of which the socket holds a window */
+	struct wh_encoder open;          /* base NULL: no open frame */
+	struct wh_outframe *open_frame;
+	uint64_t tx_message_bytes_max;   /* the peer's; UINT64_MAX until its hello */
+	struct wh_lease *lease;
+	struct wh_list dirty;
+
+	/* Frames out. */
+	struct wh_outframe *sending;     /* with the engine */
+	struct wh_outframe *stuck;       /* the kernel had no room; goes first */
+	struct wh_outmsg *backlog, **backlog_end;
+	uint64_t backlog_messages, backlog_bytes, backlog_cost;
+	uint64_t tx_queued_bytes_max;
+	uint64_t tx_mapped_bytes_max;    /* the peer's */
+	uint64_t blocked_cost;           /* a send of this cost answered -EAGAIN */
+	uint32_t tx_fds_max, tx_fds_unread, tx_fds_queued;
+	uint32_t blocked_fds;
+	bool blocked;
+	bool tx_dead;                    /* the socket takes nothing any more */
+	bool hello_sent, bye_encoded, bye_sent;
+	bool wake_due, report_due;
+	bool retires_due;                /* a bit in one of the two maps of slots */
+	uint64_t retire_asks[WH_SLOTS_MAX / 64]; /* own slots that the peer should unmap */
+	struct wh_list waiting;          /* on loop->waiting while a frame is stuck */
+	uint32_t window;
+	uint32_t backoff_ns;
+	uint64_t frames_sent, frames_read_by_peer; /* data frames */
+	uint8_t window_fds[WH_WINDOW_MAX]; /* descriptors of the last frames, by number modulo */
+	struct wh_deadline retry;
+
+	/* Frames in. */
+	struct wh_mapped *mapped;        /* NULL until the first announcement */
+	struct wh_view **views;          /* mapped->views */
+	struct wh_accumulator released[WH_ACCUMULATORS];
+	struct wh_decode_limits limits;
+	uint64_t frames_read, frames_reported;
+	uint32_t report_every;
+	uint64_t mapped_bytes_max;
+	uint32_t msgs_per_turn, msgs_this_turn, msgs_turn;
+	struct wh_list held;
+	uint32_t n_held;
+	struct wh_list ready;
+	struct wh_message *current;      /* the one being delivered */
+	bool delivering, paused, untrusted;
+	bool said_hello, peer_bye, eof;
+	int eof_result;
+	uint64_t retire_acks[WH_SLOTS_MAX / 64]; /* slots of the peer that are unmapped, to be told */
+
+	/* The end. */
+	struct wh_list ending;
+	struct wharf_reason reason;
+	char reason_text[160];
+	bool closed_here, shut, returned_due;
+	struct wh_deadline deadline;     /* of opening, or of draining */
+	struct wh_kick kick;
+	_Atomic uint32_t taken;          /* messages taken and not released */
+
+	struct wharf_peer peer;
+	struct wharf_port_stats stats;
+	struct wh_hello hello;           /* what this end says */
+};
+
+/* port.c */
+int wh_port_open(struct wharf_loop *loop, int fd, const struct wharf_port_options *options, int64_t default_open_timeout_ns,
+	wharf_port **ret_port);
+/* Undoes an open before the application has seen the port: no callback fires. */
+void wh_port_forget(struct wharf_port *port);
+int wh_port_check(const struct wharf_port *port); /* 0; -ECHILD; -EINVAL; -EPERM; -EPIPE: closed or ending */
+/* Fixes the reason; on_close follows in this turn. Does nothing if it is fixed already. error is a positive errno. */
+void wh_port_end(struct wharf_port *port, uint32_t code, int error, const char *format, ...) __attribute__((format(printf, 4, 5)));
+void wh_port_progress(struct wharf_port *port); /* looks whether draining has come to its end */
+void wh_port_finish(struct wharf_port *port);   /* runs on_close */
+void wh_port_dirty(struct wharf_port *port);
+void wh_port_kick(struct wharf_port *port, uint32_t reasons); /* any thread */
+void wh_port_linger(struct wharf_port *port);   /* lets the socket go if nothing holds it */
+void wh_port_eof(struct wharf_port *port);      /* the peer's end, once everything before it is delivered */
+/* The peer broke the protocol: ends the port, and tells the peer why. */
+void wh_port_violation(struct wharf_port *port, const char *why);
+
+/* hello.c */
+void wh_port_hello_init(struct wharf_port *port, const struct wharf_port_options *options);
+bool wh_port_say_hello(struct wharf_port *port); /* false: no memory */
+void wh_port_take_hello(struct wharf_port *port, const struct wh_hello *hello, const struct wh_event *event);
+
+/* send.c */
+void wh_port_flush(struct wharf_port *port);
+void wh_port_hand(struct wharf_port *port, struct wh_outframe *frame, struct wh_encoder *encoder); /* to the engine, with control records */
+uint32_t wh_port_bytes_max(const struct wharf_port *port);
+void wh_port_queued(const struct wharf_port *port, uint64_t *ret_messages, uint64_t *ret_bytes);
+bool wh_port_reap(struct wharf_port *port);     /* settles the frame that the engine has finished with. False: one is still with it */
+void wh_port_read_by_peer(struct wharf_port *port, uint64_t frames);
+void wh_port_room(struct wharf_port *port);     /* tells the application if what it was refused would now succeed */
+void wh_port_drop_output(struct wharf_port *port);
+void wh_port_send_bye(struct wharf_port *port, enum wh_bye_code code, uint32_t app_code, const char *text);
+struct wh_outframe *wh_outframe_new(struct wharf_loop *loop);
+void wh_outframe_free(struct wharf_loop *loop, struct wh_outframe *frame);
+void wh_outframes_free(struct wharf_loop *loop);
+
+/* receive.c */
+void wh_port_receive(struct wharf_port *port, struct wh_event *event);
+void wh_port_deliver_held(struct wharf_port *port);
+void wh_port_drop_input(struct wharf_port *port);
+void wh_port_unmap(struct wharf_port *port);
+
+/* Gives chunks back through the accumulators. */
+void wh_port_flush_released(struct wharf_port *port, struct wh_accumulator *a);
+static inline void wh_port_release_run(struct wharf_port *port, const struct wh_run *run)
+{
+	uint32_t word = run->first / 64;
+	struct wh_accumulator *a = &port->released[word % WH_ACCUMULATORS];
+
+	if (wh_unlikely(a->word != word || a->slot != run->slot)) {
+		wh_port_flush_released(port, a);
+		a->word = word;
+		a->slot = run->slot;
+	}
+	a->bits |= (~0ull >> (64 - run->n_chunks)) << (run->first % 64);
+}
+
+#endif

@@ -1,0 +1,29 @@
+/* SPDX-License-Identifier: MIT */
+/* Names of things, and the version. */
+#include "wharf.h"
+
+#define STRING(x) #x
+#define VERSION(major, minor, patch) STRING(major) "." STRING(minor) "." STRING(patch)
+
+const char *wharf_version(void)
+{
+	return VERSION(WHARF_VERSION_MAJOR, WHARF_VERSION_MINOR, WHARF_VERSION_PATCH);
+}
+
+const char *wharf_close_name(uint32_t code)
+{
+	switch (code) {
+	case WHARF_CLOSE_LOCAL: return "closed here";
+	case WHARF_CLOSE_PEER: return "closed by the peer";
+	case WHARF_CLOSE_ABORTED: return "aborted here";
+	case WHARF_CLOSE_PEER_ABORTED: return "aborted by the peer";
+	case WHARF_CLOSE_PEER_GONE: return "peer gone";
+	case WHARF_CLOSE_VIOLATION: return "protocol violation";
+	case WHARF_CLOSE_PEER_REFUSED: return "refused by the peer";
+	case WHARF_CLOSE_MISMATCH: return "version or feature mismatch";
+	case WHARF_CLOSE_TIMEOUT: return "timeout";
+	case WHARF_CLOSE_ERROR: return "system error";
+	case WHARF_CLOSE_LOOP_FREED: return "loop freed";
+	default: return "unknown";
+	}
+}

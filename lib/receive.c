@@ -1,0 +1,561 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * What arrives at a port.
+ *
+ * A frame is validated whole, then its records are handled in order, straight from the engine's buffer. If the application
+ * pauses the port, or the port has had its share of a turn, the rest of the frame and the frames behind it are held; their control
+ * records are not, so that receiving never waits for sending.
+ */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "message.h"
+
+/* One frame on its way through the records, from the engine's buffer or from a held copy. */
+struct rx {
+	const struct wh_frame *frame;
+	int *fds;          /* an entry is -1 once it has found its owner */
+	uint32_t n_fds;
+	bool fds_lost;
+	bool controls_done; /* when the frame was held */
+};
+
+static const struct wh_record *frame_end(const struct wh_frame *frame)
+{
+	return (const struct wh_record *)((const char *)frame + frame->size);
+}
+
+/* Control records follow the data of their frame, if it has any. */
+static bool is_data(const struct wh_frame *frame)
+{
+	switch (frame->n_records ? wh_frame_first(frame)->kind : 0) {
+	case WH_RECORD_MESSAGE:
+	case WH_RECORD_CALL:
+	case WH_RECORD_REPLY:
+	case WH_RECORD_ANNOUNCE:
+	case WH_RECORD_PORT:
+		return true;
+	default:
+		return false;
+	}
+}
+
+static bool stopped(const struct wharf_port *port)
+{
+	return port->paused || port->state >= WH_PORT_ENDING;
+}
+
+/* ---- Chunks going back ---- */
+
+void wh_port_flush_released(struct wharf_port *port, struct wh_accumulator *a)
+{
+	struct wh_view *view;
+
+	if (!a->bits)
+		return;
+	view = port->views[a->slot];
+	if (wh_view_release(view, a->word, a->bits)) {
+		port->wake_due = true;
+		if (!port->shut)
+			wh_port_dirty(port);
+	}
+	a->bits = 0;
+}
+
+static void flush_all_released(struct wharf_port *port)
+{
+	for (unsigned i = 0; i < WH_ACCUMULATORS; i++)
+		wh_port_flush_released(port, &port->released[i]);
+}
+
+/* ---- Segments ---- */
+
+static void on_announce(struct wharf_port *port, const struct wh_announce *a, struct rx *rx)
+{
+	uint64_t bytes = (uint64_t)a->n_chunks << a->chunk_shift;
+	const char *why = NULL;
+	struct wh_view *view;
+	int error;
+
+	if (rx->n_fds < 2) {
+		wh_port_end(port, WHARF_CLOSE_ERROR, EMFILE, "no room in the descriptor table for a segment of the peer");
+		return;
+	}
+	if (!port->mapped) {
+		port->mapped = wh_loop_alloc(port->source.loop, sizeof(*port->mapped));
+		if (!port->mapped) {
+			wh_port_end(port, WHARF_CLOSE_ERROR, ENOMEM, "no memory for a segment of the peer");
+			return;
+		}
+		memset(port->mapped, 0, sizeof(*port->mapped));
+		port->limits.slots = port->mapped->geometry;
+		port->views = port->mapped->views;
+	}
+	if (port->stats.rx_mapped_bytes + bytes > port->mapped_bytes_max) {
+		wh_port_violation(port, "it announces more memory than it was told");
+		return;
+	}
+	error = wh_view_open(rx->fds[0], rx->fds[1], a->slot, a->chunk_shift, a->n_chunks, false, &view, &why);
+	if (error == -EPROTO) {
+		wh_port_violation(port, why);
+		return;
+	}
+	if (error) {
+		wh_port_end(port, WHARF_CLOSE_ERROR, -error, "a segment of the peer could not be mapped");
+		return;
+	}
+	port->views[a->slot] = view;
+	port->mapped->geometry[a->slot] = (struct wh_geometry){ .n_chunks = a->n_chunks, .chunk_shift = a->chunk_shift };
+	port->stats.rx_mapped_bytes += bytes;
+}
+
+static void unmap(struct wharf_port *port, uint16_t slot)
+{
+	struct wh_geometry *g = &port->mapped->geometry[slot];
+
+	port->stats.rx_mapped_bytes -= (uint64_t)g->n_chunks << g->chunk_shift;
+	*g = (struct wh_geometry){ 0 };
+	wh_view_unref(port->views[slot]);
+	port->views[slot] = NULL;
+}
+
+void wh_port_unmap(struct wharf_port *port)
+{
+	if (!port->mapped)
+		return;
+	for (unsigned slot = 0; slot < WH_SLOTS_MAX; slot++)
+		if (port->views[slot])
+			unmap(port, (uint16_t)slot);
+	wh_loop_dealloc(port->source.loop, port->mapped);
+	port->mapped = NULL;
+	port->views = NULL;
+}
+
+/* Does a message that waits to be delivered lie in the slot? */
+static bool held_uses(const struct wharf_port *port, uint16_t slot)
+{
+	for (const struct wh_list *i = port->held.next; i != &port->held; i = i->next) {
+		const struct wh_held *held = wh_container_of(i, struct wh_held, link);
+		const struct wh_frame *frame = (const struct wh_frame *)held->frame;
+		const struct wh_record *r = (const struct wh_record *)(held->frame + held->offset);
+		for (; r != frame_end(frame); r = wh_record_next(r)) {
+			const struct wh_run *runs = r->n_items ? wh_message_read(r).runs : NULL;
+			for (unsigned k = 0; k < r->n_items; k++)
+				if (runs[k].n_chunks && runs[k].slot == slot)
+					return true;
+		}
+	}
+	return false;
+}
+
+static void on_retire(struct wharf_port *port, const struct wh_slot_record *r)
+{
+	if (r->acknowledged) {
+		if (wh_lease_retired(port->lease, r->slot))
+			wh_port_violation(port, "it unmaps a segment that it was not asked to");
+		return;
+	}
+	/* An owner retires only what has come back; messages that wait here still hold theirs. */
+	if (held_uses(port, r->slot)) {
+		wh_port_violation(port, "it retires a segment that messages on their way lie in");
+		return;
+	}
+	flush_all_released(port);
+	unmap(port, r->slot);
+	port->retire_acks[r->slot / 64] |= 1ull << (r->slot % 64);
+	port->retires_due = true;
+	wh_port_dirty(port);
+}
+
+/* ---- Control records ---- */
+
+static void on_bye(struct wharf_port *port, const struct wh_bye *bye)
+{
+	switch (bye->code) {
+	case WH_BYE_CLOSE:
+		port->peer_bye = true;
+		if (port->state <= WH_PORT_OPEN) {
+			port->state = WH_PORT_DRAINING;
+			port->tx_plain = false;
+			if (!port->said_hello)
+				port->bye_sent = true; /* it has not asked for anything yet */
+		}
+		wh_port_dirty(port);
+		wh_port_progress(port);
+		break;
+	case WH_BYE_ABORT:
+		wh_port_end(port, WHARF_CLOSE_PEER_ABORTED, 0, "%s", bye->text);
+		port->reason.app_code = bye->app_code;
+		break;
+	case WH_BYE_REFUSED:
+		wh_port_end(port, WHARF_CLOSE_PEER_REFUSED, EPROTO, "the peer says that we broke the protocol: %s", bye->text);
+		break;
+	default:
+		wh_port_end(port, WHARF_CLOSE_MISMATCH, EPROTONOSUPPORT, "%s", bye->text);
+	}
+}
+
+/* What must not wait behind messages that wait. */
+static void handle_control(struct wharf_port *port, const struct wh_record *r, struct rx *rx)
+{
+	switch (r->kind) {
+	case WH_RECORD_ANNOUNCE:
+		on_announce(port, (const struct wh_announce *)r, rx);
+		break;
+	case WH_RECORD_RETIRE:
+		on_retire(port, (const struct wh_slot_record *)r);
+		break;
+	case WH_RECORD_WAKE:
+		port->stats.wakes_received++;
+		if (wh_lease_harvest(port->lease) < 0)
+			wh_port_violation(port, "it released memory that it did not hold");
+		else
+			wh_port_room(port);
+		break;
+	default:
+		wh_port_violation(port, "a record of a feature that was not agreed on");
+	}
+}
+
+static bool is_ordered(uint8_t kind)
+{
+	return kind == WH_RECORD_MESSAGE || kind == WH_RECORD_BYE;
+}
+
+static void handle_controls_from(struct wharf_port *port, const struct wh_record *r, struct rx *rx)
+{
+	for (const struct wh_record *end = frame_end(rx->frame); r != end && port->state < WH_PORT_ENDING; r = wh_record_next(r))
+		if (!is_ordered(r->kind))
+			handle_control(port, r, rx);
+	rx->controls_done = true;
+}
+
+/* ---- Messages ---- */
+
+static void call_handler(struct wharf_port *port, struct wh_message *m)
+{
+	struct wh_message *copy = m;
+
+	if (port->untrusted) {
+		/* A copy that the peer cannot change under the reader. */
+		copy = wh_message_take(m, true);
+		if (!copy) {
+			wh_port_end(port, WHARF_CLOSE_ERROR, ENOMEM, "no memory for a message of %zu bytes", m->pub.size);
+			return;
+		}
+	}
+	if (port->ops.on_message)
+		port->ops.on_message(port, &copy->pub, port->user);
+	if (copy != m)
+		wharf_msg_release(&copy->pub);
+	else if (m->joined)
+		free(m->joined);
+}
+
+/* Remembers what is delivered, to catch our own double releases. A peer that sends a chunk again before its release would look like one. */
+static inline bool hold_chunks(struct wharf_port *port, const struct wh_run *run)
+{
+#if WH_ASSERTS >= 2
+	struct wh_view *view = port->views[run->slot];
+	uint64_t bits = (~0ull >> (64 - run->n_chunks)) << (run->first % 64);
+	if (view->held && atomic_fetch_or(&view->held[run->first / 64], bits) & bits) {
+		wh_port_violation(port, "it sends chunks again that it has not got back");
+		return false;
+	}
+#else
+	(void)port;
+	(void)run;
+#endif
+	return true;
+}
+
+/* Any message: several slices, inline bytes, descriptors. */
+static void deliver_any(struct wharf_port *port, const struct wh_record *r, struct rx *rx)
+{
+	const struct wh_message_in in = wh_message_read(r);
+	struct wharf_slice slices[WH_WIRE_ITEMS_MAX];
+	int fds[WH_ENGINE_FDS_MAX];
+	struct wh_message m = {
+		.pub = { .type = in.record->type, .slices = slices, .n_slices = r->n_items, .n_fds = in.n_fds, .fds = fds,
+			.sent_ns = rx->frame->turn_ns },
+		.port = port,
+		.runs = in.runs,
+		.fds = fds,
+	};
+
+	for (unsigned i = 0; i < r->n_items; i++) {
+		const struct wh_run *run = &in.runs[i];
+		slices[i].size = run->size;
+		m.pub.size += run->size;
+		if (run->n_chunks) {
+			slices[i].data = wh_view_at(port->views[run->slot], run->first, run->offset);
+			if (!hold_chunks(port, run))
+				return;
+		} else {
+			slices[i].data = (const char *)r + run->first;
+		}
+	}
+	for (uint32_t i = 0; i < in.n_fds; i++) {
+		fds[i] = i < rx->n_fds ? rx->fds[i] : -1;
+		if (fds[i] < 0)
+			m.pub.flags |= WHARF_MSG_FDS_LOST;
+		else
+			rx->fds[i] = -1;
+	}
+	port->stats.rx_messages++;
+	port->stats.rx_bytes += m.pub.size;
+	port->stats.rx_fds += in.n_fds;
+	call_handler(port, &m);
+	for (uint32_t i = 0; i < in.n_fds; i++)
+		if (fds[i] >= 0)
+			close(fds[i]);
+	for (unsigned i = 0; i < r->n_items && !m.is_taken; i++)
+		if (in.runs[i].n_chunks)
+			wh_port_release_run(port, &in.runs[i]);
+}
+
+/* Handles records from `r` on until the end of the frame or until the port is stopped; returns where it stopped. */
+static const struct wh_record *deliver(struct wharf_port *port, const struct wh_record *r, struct rx *rx)
+{
+	const struct wh_record *end = frame_end(rx->frame);
+	struct wharf_slice slice;
+	struct wh_message m = {
+		.pub = { .slices = &slice, .n_slices = 1, .sent_ns = rx->frame->turn_ns },
+		.port = port,
+	};
+	uint64_t n_messages = 0, n_bytes = 0;
+
+	for (; r != end && !stopped(port); r = wh_record_next(r)) {
+		const struct wh_run *run;
+
+		if (wh_unlikely(r->kind != WH_RECORD_MESSAGE)) {
+			if (r->kind == WH_RECORD_BYE)
+				on_bye(port, (const struct wh_bye *)r);
+			else if (!rx->controls_done)
+				handle_control(port, r, rx);
+			continue;
+		}
+		run = (const struct wh_run *)((const char *)r + sizeof(struct wh_message_record));
+		if (wh_unlikely(r->flags != (WH_RECORD_FIRST | WH_RECORD_LAST) || r->n_items != 1 || !run->n_chunks || port->untrusted)) {
+			deliver_any(port, r, rx);
+			continue;
+		}
+		/* Most messages: whole, one run. The compiler keeps what does not change between them out of the loop. */
+		slice.data = wh_view_at(port->views[run->slot], run->first, run->offset);
+		slice.size = run->size;
+		if (!hold_chunks(port, run))
+			break;
+		m.pub.type = ((const struct wh_message_record *)r)->type;
+		m.pub.size = run->size;
+		m.runs = run;
+		n_messages++;
+		n_bytes += run->size;
+		if (port->ops.on_message)
+			port->ops.on_message(port, &m.pub, port->user);
+		if (wh_likely(!m.is_taken)) {
+			wh_port_release_run(port, run);
+		} else {
+			m.is_taken = false;
+		}
+	}
+	port->stats.rx_messages += n_messages;
+	port->stats.rx_bytes += n_bytes;
+	return r;
+}
+
+/* ---- Frames ---- */
+
+static void frame_read(struct wharf_port *port, const struct wh_frame *frame)
+{
+	if (!is_data(frame))
+		return;
+	port->frames_read++;
+	/* Descriptors in flight are few, and count for the whole user: their sender waits for the word sooner. */
+	if (port->frames_read - port->frames_reported >= port->report_every || frame->n_fds) {
+		port->report_due = true;
+		wh_port_dirty(port);
+	}
+}
+
+static bool share_is_used(const struct wharf_port *port)
+{
+	return port->msgs_turn == port->source.loop->turn && port->msgs_this_turn >= port->msgs_per_turn;
+}
+
+static void count_share(struct wharf_port *port, const struct wh_frame *frame)
+{
+	if (port->msgs_turn != port->source.loop->turn) {
+		port->msgs_turn = port->source.loop->turn;
+		port->msgs_this_turn = 0;
+	}
+	port->msgs_this_turn += frame->n_records;
+}
+
+static void hold(struct wharf_port *port, const struct wh_record *from, struct rx *rx)
+{
+	struct wh_held *held;
+
+	if (!rx->controls_done)
+		handle_controls_from(port, from, rx);
+	if (port->state >= WH_PORT_ENDING)
+		return;
+	if (port->n_held > WH_WINDOW_MAX) {
+		wh_port_violation(port, "it sends more frames than its window");
+		return;
+	}
+	held = aligned_alloc(64, wh_align_up(sizeof(*held) + rx->frame->size, 64));
+	if (!held) {
+		wh_port_end(port, WHARF_CLOSE_ERROR, ENOMEM, "no memory to hold a frame while paused");
+		return;
+	}
+	held->offset = (uint32_t)((const char *)from - (const char *)rx->frame);
+	held->n_fds = rx->n_fds;
+	held->fds_lost = rx->fds_lost;
+	memcpy(held->frame, rx->frame, rx->frame->size);
+	for (uint32_t i = 0; i < rx->n_fds; i++) {
+		held->fds[i] = rx->fds[i];
+		rx->fds[i] = -1;
+	}
+	wh_list_append(&port->held, &held->link);
+	port->n_held++;
+}
+
+static void free_held(struct wharf_port *port, struct wh_held *held)
+{
+	for (uint32_t i = 0; i < held->n_fds; i++)
+		if (held->fds[i] >= 0)
+			close(held->fds[i]);
+	wh_list_remove(&held->link);
+	port->n_held--;
+	free(held);
+}
+
+static void schedule_held(struct wharf_port *port)
+{
+	if (!port->paused && !wh_list_empty(&port->held) && !wh_list_linked(&port->ready)) {
+		wh_list_append(&port->source.loop->ready, &port->ready);
+		wh_loop_rouse(port->source.loop);
+	}
+}
+
+void wh_port_deliver_held(struct wharf_port *port)
+{
+	while (!stopped(port) && !wh_list_empty(&port->held) && !share_is_used(port)) {
+		struct wh_held *held = wh_container_of(port->held.next, struct wh_held, link);
+		const struct wh_frame *frame = (const struct wh_frame *)held->frame;
+		struct rx rx = { .frame = frame, .fds = held->fds, .n_fds = held->n_fds, .fds_lost = held->fds_lost, .controls_done = true };
+		const struct wh_record *r = (const struct wh_record *)(held->frame + held->offset);
+
+		count_share(port, frame);
+		r = deliver(port, r, &rx);
+		held->offset = (uint32_t)((const char *)r - (const char *)frame);
+		if (r != frame_end(frame))
+			break;
+		frame_read(port, frame);
+		free_held(port, held);
+		flush_all_released(port);
+	}
+	flush_all_released(port);
+	schedule_held(port);
+	if (wh_list_empty(&port->held) && !port->paused) {
+		wh_port_progress(port);
+		if (port->eof)
+			wh_port_eof(port);
+	}
+}
+
+void wh_port_drop_input(struct wharf_port *port)
+{
+	while (!wh_list_empty(&port->held))
+		free_held(port, wh_container_of(port->held.next, struct wh_held, link));
+	if (wh_list_linked(&port->ready))
+		wh_list_remove(&port->ready);
+}
+
+/* A closed port that lingers listens for one thing only: that what it lent has come back. */
+static void receive_lingering(struct wharf_port *port, const struct wh_event *event)
+{
+	const char *why;
+
+	if (!event->truncated && !wh_frame_check(event->bytes, event->size, event->n_fds, event->fds_lost, &port->limits, &why))
+		wh_port_linger(port);
+}
+
+static void receive(struct wharf_port *port, struct wh_event *event)
+{
+	struct rx rx = { .frame = event->bytes, .fds = event->fds, .n_fds = event->n_fds, .fds_lost = event->fds_lost };
+	const struct wh_record *r;
+	const char *why = "";
+	int error;
+
+	if (event->truncated) {
+		wh_port_violation(port, "a frame larger than it was told");
+		return;
+	}
+	error = wh_frame_check(event->bytes, event->size, event->n_fds, event->fds_lost, &port->limits, &why);
+	if (error == -EPROTONOSUPPORT) {
+		wh_port_send_bye(port, WH_BYE_MISMATCH, 0, "another version of the protocol");
+		wh_port_end(port, WHARF_CLOSE_MISMATCH, EPROTONOSUPPORT, "the peer speaks another version of the protocol");
+		return;
+	}
+	if (error) {
+		wh_port_violation(port, why);
+		return;
+	}
+	port->stats.rx_frames++;
+	wh_port_reap(port);
+	wh_port_read_by_peer(port, rx.frame->consumed);
+	r = wh_frame_first(rx.frame);
+	if (!port->said_hello && r->kind == WH_RECORD_HELLO) {
+		wh_port_take_hello(port, (const struct wh_hello *)r, event);
+		return;
+	}
+	if (stopped(port) || !wh_list_empty(&port->held) || share_is_used(port)) {
+		hold(port, r, &rx);
+		schedule_held(port);
+		return;
+	}
+	count_share(port, rx.frame);
+	r = deliver(port, r, &rx);
+	flush_all_released(port);
+	if (r != frame_end(rx.frame)) {
+		hold(port, r, &rx);
+		return;
+	}
+	frame_read(port, rx.frame);
+}
+
+void wh_port_receive(struct wharf_port *port, struct wh_event *event)
+{
+	if (port->state < WH_PORT_ENDING)
+		receive(port, event);
+	else if (port->state == WH_PORT_CLOSED && !port->shut)
+		receive_lingering(port, event);
+	wh_engine_frame_done(port->source.loop->engine, event);
+	if (port->blocked)
+		wh_port_room(port);
+}
+
+int wharf_port_pause(wharf_port *port)
+{
+	int error = wh_port_check(port);
+
+	if (!error)
+		port->paused = true;
+	return error;
+}
+
+int wharf_port_resume(wharf_port *port)
+{
+	int error = wh_port_check(port);
+
+	if (error)
+		return error;
+	port->paused = false;
+	if (port->eof && wh_list_empty(&port->held) && !wh_list_linked(&port->ready))
+		wh_list_append(&port->source.loop->ready, &port->ready);
+	schedule_held(port);
+	return 0;
+}

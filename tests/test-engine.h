@@ -1,0 +1,160 @@
+/* SPDX-License-Identifier: MIT */
+/* What the engine's tests share: an engine at each step of its ladder, socket pairs, waiting for one kind of event. */
+#ifndef TEST_ENGINE_H
+#define TEST_ENGINE_H
+
+#include <criterion/criterion.h>
+
+#include <errno.h>
+#include <fcntl.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "engine_uring.h"
+#include "harness.h"
+
+enum { PATIENCE_S = 20 }; /* until a test gives up on an event that does not come */
+
+/* One Criterion test per rung, so that a failure names it. */
+#define ENGINE_TEST(name) \
+	static void name(uint32_t rung); \
+	Test(engine, name##_rung_0) { name(0); } \
+	Test(engine, name##_rung_1) { name(1); } \
+	Test(engine, name##_rung_2) { name(2); } \
+	static void name(uint32_t rung)
+
+static inline struct wh_engine *open_engine(const struct wh_engine_config *config)
+{
+	struct wh_engine *engine;
+	int r = wh_engine_open(config, &engine);
+
+	if (r == -EPERM || r == -ENOSYS || r == -EACCES)
+		cr_skip_test("io_uring is not to be had here: errno %d", -r);
+	cr_assert_eq(r, 0, "wh_engine_open: errno %d", -r);
+	return engine;
+}
+
+static inline struct wh_engine *open_plain(uint32_t rung)
+{
+	return open_engine(&(struct wh_engine_config){ .rx_buffers = 16, .frame_bytes_max = 4096, .rung = rung });
+}
+
+static inline void open_pair(int ret_fds[2])
+{
+	cr_assert_eq(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ret_fds), 0);
+}
+
+/* A link that receives, and the raw socket at its other end. */
+static inline int open_link(struct wh_engine *engine, struct wh_link *link)
+{
+	int fds[2];
+
+	open_pair(fds);
+	wh_engine_attach(engine, link, fds[0]);
+	wh_engine_receive(engine, link);
+	return fds[1];
+}
+
+/* The next event; false when none comes. */
+static inline bool next_event(struct wh_engine *engine, struct wh_event *ret_event)
+{
+	for (int i = 0; i < PATIENCE_S; i++) {
+		if (wh_engine_next(engine, ret_event))
+			return true;
+		for (int n = 0; n < 1000; n++) {
+			int r = wh_engine_turn(engine, 1000000000);
+
+			cr_assert_geq(r, 0, "the engine broke: errno %d", -r);
+			if (r)
+				break;
+		}
+	}
+	return false;
+}
+
+/* The next event that is not of a kind in `others`. */
+static inline void await(struct wh_engine *engine, enum wh_event_kind kind, struct wh_event *ret_event)
+{
+	do
+		cr_assert(next_event(engine, ret_event), "no event %d", kind);
+	while (ret_event->kind == WH_EVENT_SENT && kind != WH_EVENT_SENT);
+	cr_assert_eq(ret_event->kind, kind, "event %d instead of %d", ret_event->kind, kind);
+}
+
+static inline void detach(struct wh_engine *engine, struct wh_link *link)
+{
+	struct wh_event event;
+
+	wh_engine_detach(engine, link);
+	await(engine, WH_EVENT_DETACHED, &event);
+	cr_assert_eq(event.link, link);
+}
+
+/* A datagram that says its number, padded to `size`. */
+static inline int put_number(int fd, uint32_t number, size_t size)
+{
+	char bytes[8192];
+
+	cr_assert(size >= sizeof(number) && size <= sizeof(bytes));
+	memset(bytes, (int)number, size);
+	memcpy(bytes, &number, sizeof(number));
+	return send(fd, bytes, size, MSG_NOSIGNAL | MSG_DONTWAIT) == (ssize_t)size ? 0 : -errno;
+}
+
+static inline uint32_t number_of(const struct wh_event *frame)
+{
+	uint32_t number;
+
+	cr_assert_geq(frame->size, sizeof(number));
+	memcpy(&number, frame->bytes, sizeof(number));
+	return number;
+}
+
+/* Takes one frame, which must have this number. */
+static inline void take_number(struct wh_engine *engine, uint32_t number)
+{
+	struct wh_event event;
+
+	await(engine, WH_EVENT_FRAME, &event);
+	cr_assert_eq(number_of(&event), number, "frame %u instead of %u", number_of(&event), number);
+	wh_engine_frame_done(engine, &event);
+}
+
+/* A link with what it takes to send numbers over it. */
+struct side {
+	struct wh_link link;
+	struct wh_tx tx;
+	uint32_t number;   /* of the frame being sent */
+	uint32_t n_sent;
+	uint32_t n_received;
+};
+
+static inline void send_number(struct wh_engine *engine, struct side *side)
+{
+	side->number = side->n_sent++;
+	side->tx.bytes = &side->number;
+	side->tx.size = sizeof(side->number);
+	wh_engine_send(engine, &side->link, &side->tx);
+}
+
+static inline int send_fds(int socket, const void *bytes, size_t size, const int *fds, size_t n_fds)
+{
+	_Alignas(struct cmsghdr) unsigned char control[CMSG_SPACE(sizeof(int) * WH_ENGINE_FDS_MAX)] = { 0 };
+	struct iovec iov = { .iov_base = (void *)(uintptr_t)bytes, .iov_len = size };
+	struct msghdr header = {
+		.msg_iov = &iov,
+		.msg_iovlen = 1,
+		.msg_control = control,
+		.msg_controllen = CMSG_SPACE(sizeof(int) * n_fds),
+	};
+	struct cmsghdr *cmsg = CMSG_FIRSTHDR(&header);
+
+	cmsg->cmsg_level = SOL_SOCKET;
+	cmsg->cmsg_type = SCM_RIGHTS;
+	cmsg->cmsg_len = CMSG_LEN(sizeof(int) * n_fds);
+	memcpy(CMSG_DATA(cmsg), fds, sizeof(int) * n_fds);
+	return sendmsg(socket, &header, MSG_NOSIGNAL) < 0 ? -errno : 0;
+}
+
+#endif
