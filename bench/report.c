@@ -22,6 +22,15 @@ static void print_ratio(double ratio, FILE *file)
 		fprintf(file, "  %8.*f", ratio < 0.1 ? 4 : 2, ratio);
 }
 
+static void print_rates(const struct row *row, FILE *file)
+{
+	const double rates[] = { row->per_second.median, row->per_second.min, row->per_second.max };
+
+	for (size_t i = 0; i < sizeof rates / sizeof *rates; i++)
+		fprintf(file, "  %8.*f", rates[i] < 1e6 ? 6 : 4, rates[i] / 1e6);
+	fprintf(file, "  %7.2f", row->gb_per_second);
+}
+
 static void print_head(const struct results *results, FILE *file)
 {
 	fprintf(file, "%6s  %-9s  %-5s  %3s", "size", "transport", "place", "n");
@@ -45,8 +54,7 @@ static void print_row(const struct results *results, size_t size, size_t transpo
 		fprintf(file, "  %8.2f  %8.2f  %8.2f  %8.2f  %8.2f  %8.2f", row->p50.median / 1e3, row->p50.min / 1e3,
 			row->p50.max / 1e3, row->p99 / 1e3, row->p999 / 1e3, row->max / 1e3);
 	else
-		fprintf(file, "  %8.4f  %8.4f  %8.4f  %7.2f", row->per_second.median / 1e6, row->per_second.min / 1e6,
-			row->per_second.max / 1e6, row->gb_per_second);
+		print_rates(row, file);
 	fprintf(file, "  %8.0f + %8.0f", row->cpu_ns[0], row->cpu_ns[1]);
 	print_ratio(row->ratio, file);
 	fprintf(file, "  %.0f..%.0f\n", row->rtt_min_ns, row->rtt_max_ns);

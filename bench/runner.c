@@ -18,7 +18,7 @@ enum {
 	WARM_PART = 10,            /* one in so many comes on top, to warm up */
 	AGAIN_NS = 50000000,       /* how soon to look where the CPUs are now */
 
-	/* One that takes longer than this, and so many times its length, hangs: far may be 25 times slower than near. */
+	/* One that takes longer than this, and so many times its length, hangs: far may be 25 times slower. */
 	TIMEOUT_MS = 60000,
 	TIMEOUT_FACTOR = 50,
 };

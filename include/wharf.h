@@ -351,7 +351,7 @@ struct wharf_port_options {
 	const char *name;            /* told to the peer, at most WHARF_NAME_MAX bytes; default: the program's name */
 
 	/* What this end queues and lends: past it a send answers -EAGAIN. */
-	uint64_t tx_queued_bytes_max; /* payload and overhead that waits behind the first message; default 16 MiB */
+	uint64_t tx_queued_bytes_max; /* payload and overhead that waits behind the first frame; default 4 MiB */
 	uint32_t tx_fds_max;          /* descriptors sent and not yet known to be read; default 253, at least 1 */
 	uint32_t unreleased_max;      /* keep-latest: values with the peer; -EOPNOTSUPP in this release */
 

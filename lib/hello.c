@@ -33,15 +33,13 @@ void wh_port_hello_init(struct wharf_port *port, const struct wharf_port_options
 bool wh_port_say_hello(struct wharf_port *port)
 {
 	struct wh_outframe *frame = wh_outframe_new(port->source.loop);
-	struct wh_encoder encoder;
 
 	if (!frame)
 		return false;
-	wh_encode_begin(&encoder, frame->bytes, port->source.loop->frame_bytes_max);
-	wh_encode_control(&encoder, WH_RECORD_HELLO, &port->hello, 0);
+	wh_encode_control(&frame->encoder, WH_RECORD_HELLO, &port->hello, 0);
 	frame->tx.credentials = true;
 	port->hello_sent = true;
-	wh_port_hand(port, frame, &encoder);
+	wh_port_hand(port, frame);
 	return true;
 }
 

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * The queue of a port: messages encode into the open frame, or wait on the backlog until a flush moves them into frames.
+ * The queue of a port: messages encode into the open frame; full frames wait in order until window and socket take them. Before
+ * the peer's hello, whose limits frames must keep, messages wait as they are: the backlog.
  */
 #include "outbox.h"
 
@@ -11,30 +12,76 @@
 /* Makes sure of an open frame. False: no memory. */
 static bool open_frame(struct wharf_port *port)
 {
-	if (port->open_frame)
+	if (port->open)
 		return true;
-	port->open_frame = wh_outframe_new(port->source.loop);
-	if (!port->open_frame)
+	port->open = wh_outframe_new(port->source.loop);
+	if (!port->open)
 		return false;
-	wh_encode_begin(&port->open, port->open_frame->bytes, port->tx_frame_bytes - WH_CONTROL_ROOM);
+	port->open->encoder.capacity = port->tx_frame_bytes - WH_CONTROL_ROOM;
 	return true;
 }
 
-/* Gives the full open frame to the kernel now. True: there is room for a new one. */
-bool wh_outbox_send_open(struct wharf_port *port)
-{
-	struct wharf_loop *loop = port->source.loop;
+/* ---- Full frames ---- */
 
-	if (!wh_port_reap(port)) {
-		wh_engine_submit(loop->engine);
-		if (!wh_port_reap(port))
+static uint64_t frame_cost(const struct wh_outframe *frame)
+{
+	return frame->n_bytes + frame->encoder.size;
+}
+
+/* An empty queue takes a frame of any size: the cap bounds what waits behind it. */
+bool wh_outbox_takes_frame(const struct wharf_port *port)
+{
+	return !port->frames || !port->open || port->frames_cost + frame_cost(port->open) <= port->tx_queued_bytes_max;
+}
+
+static void queue_open(struct wharf_port *port)
+{
+	*port->frames_end = port->open;
+	port->frames_end = &port->open->next;
+	port->frames_cost += frame_cost(port->open);
+	port->open = NULL;
+}
+
+static struct wh_outframe *take_frame(struct wharf_port *port)
+{
+	struct wh_outframe *frame = port->frames;
+
+	port->frames = frame->next;
+	if (!port->frames)
+		port->frames_end = &port->frames;
+	port->frames_cost -= frame_cost(frame);
+	frame->next = NULL;
+	return frame;
+}
+
+/* Gives the kernel as many full frames as it and the window take. */
+static void send_frames(struct wharf_port *port)
+{
+	struct wh_engine *engine = port->source.loop->engine;
+
+	while (port->frames && wh_window_open(port)) {
+		if (!wh_port_reap(port)) {
+			wh_engine_submit(engine);
+			if (!wh_port_reap(port))
+				return;
+		}
+		if (port->stuck || port->tx_dead)
+			return;
+		wh_port_hand(port, take_frame(port));
+		wh_engine_submit(engine);
+		wh_port_reap(port);
+	}
+}
+
+bool wh_outbox_turn_over(struct wharf_port *port)
+{
+	if (!wh_outbox_takes_frame(port)) {
+		send_frames(port);
+		if (!wh_outbox_takes_frame(port))
 			return false;
 	}
-	if (port->stuck || port->tx_dead || !wh_window_open(port))
-		return false;
-	wh_port_hand(port, port->open_frame, &port->open);
-	wh_engine_submit(loop->engine);
-	wh_port_reap(port);
+	queue_open(port);
+	send_frames(port);
 	return true;
 }
 
@@ -47,7 +94,7 @@ static enum wh_encoded announce(struct wharf_port *port, uint16_t slot, int *ret
 	struct wh_announce record;
 	int error;
 
-	if (wh_encoder_ended(&port->open) || port->open.capacity - port->open.size < sizeof(record))
+	if (wh_encoder_ended(&port->open->encoder) || port->open->encoder.capacity - port->open->encoder.size < sizeof(record))
 		return FRAME_FULL;
 	error = wh_lease_announcement(port->lease, slot, &a);
 	if (error) {
@@ -56,11 +103,11 @@ static enum wh_encoded announce(struct wharf_port *port, uint16_t slot, int *ret
 	}
 	record = (struct wh_announce){ .slot = slot, .chunk_shift = a.chunk_shift, .n_chunks = a.n_chunks,
 		.flags = a.huge ? WH_ANNOUNCE_HUGE : 0 };
-	wh_encode_control(&port->open, WH_RECORD_ANNOUNCE, &record, 2);
-	port->open_frame->fds[0] = a.segment_fd;
-	port->open_frame->fds[1] = a.release_fd;
-	port->open_frame->announces = slot;
-	port->open_frame->data = true;
+	wh_encode_control(&port->open->encoder, WH_RECORD_ANNOUNCE, &record, 2);
+	port->open->fds[0] = a.segment_fd;
+	port->open->fds[1] = a.release_fd;
+	port->open->announces = slot;
+	port->open->data = true;
 	wh_lease_announced(port->lease, slot, false);
 	return ENCODED;
 }
@@ -81,16 +128,16 @@ enum wh_encoded wh_outbox_encode(struct wharf_port *port, const struct wh_messag
 		if (announced != ENCODED)
 			return announced;
 	}
-	if (!wh_encode_message(&port->open, message))
+	if (!wh_encode_message(&port->open->encoder, message))
 		return FRAME_FULL;
 	if (message->n_fds) {
-		memcpy(port->open_frame->fds, fds, message->n_fds * sizeof(*fds));
-		port->open_frame->close_fds = true;
-		port->open_frame->tx.n_fds = message->n_fds;
+		memcpy(port->open->fds, fds, message->n_fds * sizeof(*fds));
+		port->open->close_fds = true;
+		port->open->tx.n_fds = message->n_fds;
 	}
-	port->open_frame->data = true;
-	port->open_frame->n_messages++;
-	port->open_frame->n_bytes += n_bytes;
+	port->open->data = true;
+	port->open->n_messages++;
+	port->open->n_bytes += n_bytes;
 	return ENCODED;
 }
 
@@ -162,7 +209,7 @@ static void outmsg_unlink(struct wharf_port *port)
 	wh_loop_dealloc(port->source.loop, m);
 }
 
-/* Moves what fits from the backlog into the open frame. */
+/* Moves what fits from the backlog into frames. */
 static void refill(struct wharf_port *port)
 {
 	int error = 0;
@@ -174,9 +221,13 @@ static void refill(struct wharf_port *port)
 			outmsg_unlink(port);
 			continue;
 		case FRAME_FULL:
-			if (wh_encoder_empty(&port->open))
+			if (wh_encoder_empty(&port->open->encoder)) {
 				wh_port_end(port, WHARF_CLOSE_ERROR, EMSGSIZE, "a message sent before the peer's hello exceeds its frames");
-			return;
+				return;
+			}
+			if (!wh_outbox_turn_over(port))
+				return;
+			continue;
 		case FAILED:
 			wh_loop_say(port->source.loop, "a segment could not be announced: errno %d; trying again", -error);
 			wh_port_retry_later(port);
@@ -184,6 +235,16 @@ static void refill(struct wharf_port *port)
 		}
 	}
 	port->tx_plain = port->state == WH_PORT_OPEN;
+}
+
+/* The next frame with messages; NULL: there is none, or the peer has too many to read. */
+static struct wh_outframe *next_frame(struct wharf_port *port)
+{
+	if (!wh_window_open(port))
+		return NULL;
+	if (port->frames)
+		return take_frame(port);
+	return wh_open_has_records(port) ? port->open : NULL;
 }
 
 void wh_port_flush(struct wharf_port *port)
@@ -211,38 +272,39 @@ void wh_port_flush(struct wharf_port *port)
 	}
 	if (!port->said_hello)
 		return;
-	if (wh_window_open(port)) {
+	if (port->backlog) {
 		refill(port);
-		if (wh_open_has_records(port) && port->state != WH_PORT_ENDING) {
-			wh_port_hand(port, port->open_frame, &port->open);
+		if (port->state == WH_PORT_ENDING || !wh_port_reap(port) || port->stuck || port->tx_dead)
 			return;
-		}
 	}
-	if (!wh_controls_due(port) || port->state == WH_PORT_ENDING)
-		return;
-	frame = wh_outframe_new(loop);
-	if (!frame) {
-		wh_port_retry_later(port);
-		return;
+	frame = next_frame(port);
+	if (!frame && wh_controls_due(port)) {
+		frame = wh_outframe_new(loop);
+		if (!frame)
+			wh_port_retry_later(port);
 	}
-	struct wh_encoder encoder;
-	wh_encode_begin(&encoder, frame->bytes, port->tx_frame_bytes);
-	wh_port_hand(port, frame, &encoder);
+	if (frame)
+		wh_port_hand(port, frame);
 }
 
 /* ---- What is queued, and what was refused ---- */
 
+static void count(const struct wh_outframe *frame, uint64_t *messages, uint64_t *bytes)
+{
+	for (; frame; frame = frame->next) {
+		*messages += frame->n_messages;
+		*bytes += frame->n_bytes;
+	}
+}
+
 void wh_port_queued(const struct wharf_port *port, uint64_t *ret_messages, uint64_t *ret_bytes)
 {
-	const struct wh_outframe *frames[] = { port->open_frame, port->sending, port->stuck };
-
 	*ret_messages = port->backlog_messages;
 	*ret_bytes = port->backlog_bytes;
-	for (unsigned i = 0; i < wh_array_len(frames); i++)
-		if (frames[i]) {
-			*ret_messages += frames[i]->n_messages;
-			*ret_bytes += frames[i]->n_bytes;
-		}
+	count(port->frames, ret_messages, ret_bytes);
+	count(port->open, ret_messages, ret_bytes);
+	count(port->sending, ret_messages, ret_bytes);
+	count(port->stuck, ret_messages, ret_bytes);
 }
 
 void wh_fds_close(const int *fds, size_t n)
@@ -264,9 +326,10 @@ void wh_port_drop_output(struct wharf_port *port)
 		outmsg_unlink(port);
 	}
 	/* Runs of encoded messages stay lent: the lease settles them when it is detached. */
-	wh_outframe_free(loop, port->open_frame);
-	port->open_frame = NULL;
-	port->open.base = NULL;
+	while (port->frames)
+		wh_outframe_free(loop, take_frame(port));
+	wh_outframe_free(loop, port->open);
+	port->open = NULL;
 	wh_outframe_free(loop, port->stuck);
 	port->stuck = NULL;
 	if (wh_list_linked(&port->waiting))

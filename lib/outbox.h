@@ -12,7 +12,7 @@ static inline bool wh_window_open(const struct wharf_port *port)
 
 static inline bool wh_open_has_records(const struct wharf_port *port)
 {
-	return port->open_frame && !wh_encoder_empty(&port->open);
+	return port->open && !wh_encoder_empty(&port->open->encoder);
 }
 
 /* outframe.c */
@@ -24,7 +24,9 @@ enum wh_encoded { ENCODED, FRAME_FULL, FAILED };
 /* Into the open frame, announcing segments before; on FAILED *ret_error says why. FRAME_FULL on an empty frame: it never fits. */
 enum wh_encoded wh_outbox_encode(struct wharf_port *port, const struct wh_message_out *message, const int *fds, uint64_t n_bytes,
 	int *ret_error);
-bool wh_outbox_send_open(struct wharf_port *port); /* gives the open frame to the kernel now; true: there is room for a new one */
+/* The open frame goes to the kernel, or behind those that wait for it. False: the queue is full, it stays. */
+bool wh_outbox_turn_over(struct wharf_port *port);
+bool wh_outbox_takes_frame(const struct wharf_port *port); /* would it? */
 int wh_outbox_queue(struct wharf_port *port, const struct wh_message_out *message, const int *fds, uint64_t n_bytes); /* 0; -ENOMEM */
 void wh_fds_close(const int *fds, size_t n);
 

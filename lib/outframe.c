@@ -36,6 +36,7 @@ struct wh_outframe *wh_outframe_new(struct wharf_loop *loop)
 	frame->announces = -1;
 	frame->tx.n_fds = 0;
 	frame->tx.credentials = false;
+	wh_encode_begin(&frame->encoder, frame->bytes, loop->frame_bytes_max);
 	return frame;
 }
 
@@ -73,15 +74,17 @@ void wh_port_retry_later(struct wharf_port *port)
 
 /* ---- Control records ---- */
 
+/* The bye is the last record of the last frame. */
 static bool bye_due(const struct wharf_port *port)
 {
-	return port->state == WH_PORT_DRAINING && port->said_hello && !port->bye_encoded && !port->backlog;
+	return port->state == WH_PORT_DRAINING && port->said_hello && !port->bye_encoded && !port->backlog && !port->frames &&
+		!wh_open_has_records(port);
 }
 
 bool wh_controls_due(const struct wharf_port *port)
 {
 	return port->wake_due || port->report_due || port->retires_due ||
-		(bye_due(port) && !wh_open_has_records(port));
+		bye_due(port);
 }
 
 /* False: there was no room for all. */
@@ -97,8 +100,10 @@ static bool encode_slots(struct wh_encoder *encoder, uint64_t *slots, uint16_t a
 }
 
 /* What the port owes its peer, into the room that is kept for it. A frame that carries descriptors takes nothing more. */
-static void encode_controls(struct wharf_port *port, struct wh_outframe *frame, struct wh_encoder *encoder)
+static void encode_controls(struct wharf_port *port, struct wh_outframe *frame)
 {
+	struct wh_encoder *encoder = &frame->encoder;
+
 	if (!port->said_hello || wh_encoder_ended(encoder))
 		return;
 	encoder->capacity = port->tx_frame_bytes;
@@ -111,7 +116,7 @@ static void encode_controls(struct wharf_port *port, struct wh_outframe *frame, 
 	}
 	if (port->retires_due)
 		port->retires_due = !(encode_slots(encoder, port->retire_acks, 1) && encode_slots(encoder, port->retire_asks, 0));
-	if (bye_due(port) && (encoder == &port->open || !wh_open_has_records(port))) {
+	if (bye_due(port)) {
 		struct wh_bye bye = { .code = WH_BYE_CLOSE };
 		if (wh_encode_control(encoder, WH_RECORD_BYE, &bye, 0))
 			port->bye_encoded = frame->bye = true;
@@ -120,22 +125,20 @@ static void encode_controls(struct wharf_port *port, struct wh_outframe *frame, 
 
 /* ---- Handing frames to the engine, and taking them back ---- */
 
-void wh_port_hand(struct wharf_port *port, struct wh_outframe *frame, struct wh_encoder *encoder)
+void wh_port_hand(struct wharf_port *port, struct wh_outframe *frame)
 {
 	wh_assert(!port->sending && !port->stuck);
-	encode_controls(port, frame, encoder);
+	if (frame == port->open)
+		port->open = NULL;
+	encode_controls(port, frame);
 	if (port->lease)
 		wh_lease_publish(port->lease);
-	frame->tx.size = wh_encode_end(encoder, port->source.loop->turn_ns, port->frames_read);
+	frame->tx.size = wh_encode_end(&frame->encoder, port->source.loop->turn_ns, port->frames_read);
 	frame->tx.bytes = frame->bytes;
-	frame->tx.n_fds = encoder->n_fds;
+	frame->tx.n_fds = frame->encoder.n_fds;
 	frame->tx.fds = frame->fds;
 	port->frames_reported = port->frames_read;
 	port->report_due = false;
-	if (frame == port->open_frame) {
-		port->open_frame = NULL;
-		port->open.base = NULL;
-	}
 	port->sending = frame;
 	wh_engine_send(port->source.loop->engine, &port->source.link, &frame->tx);
 }

@@ -13,7 +13,7 @@
 #include "options.h"
 
 #define DEFAULT_POOL_BYTES (64u << 20)
-#define DEFAULT_QUEUED_BYTES (16u << 20)
+#define DEFAULT_QUEUED_BYTES (4u << 20)
 #define DEFAULT_MAPPED_BYTES (1ull << 30)
 #define DEFAULT_MESSAGE_BYTES (64u << 20)
 /* More than one port's share of a turn under full load, so that it is felt only when one handler is slow. */
@@ -417,6 +417,7 @@ int wh_port_open(struct wharf_loop *loop, int fd, const struct wharf_port_option
 	port->tx_fds_max = o.tx_fds_max;
 	port->tx_message_bytes_max = UINT64_MAX;
 	port->backlog_end = &port->backlog;
+	port->frames_end = &port->frames;
 	port->limits = (struct wh_decode_limits){
 		.slots = nothing_announced,
 		.frame_bytes_max = loop->frame_bytes_max,

@@ -42,12 +42,13 @@ struct wh_outframe {
 	bool close_fds;                  /* ours, to be closed once sent */
 	bool bye;
 	int32_t announces;               /* slot, or -1 */
+	struct wh_encoder encoder;
 	int fds[WH_ENGINE_FDS_MAX];
 	struct wh_tx tx;
 	_Alignas(16) unsigned char bytes[];
 };
 
-/* A message that found no room in the open frame. Followed in memory by runs, pieces, fds and copied bytes. */
+/* A message that waits for the peer's hello. Followed in memory by pieces, runs, fds and copied bytes. */
 struct wh_outmsg {
 	struct wh_outmsg *next;
 	struct wh_message_out message;
@@ -87,8 +88,7 @@ struct wharf_port {
 	/* What a send looks at, together. */
 	bool tx_plain;                   /* OPEN, and no backlog: sends encode at once */
 	uint32_t tx_frame_bytes;         /* frames that the peer takes, and of which the socket holds a window */
-	struct wh_encoder open;          /* base NULL: no open frame */
-	struct wh_outframe *open_frame;
+	struct wh_outframe *open;        /* the frame that sends encode into, or NULL */
 	uint64_t tx_message_bytes_max;   /* the peer's; UINT64_MAX until its hello */
 	struct wh_lease *lease;
 	struct wh_list dirty;
@@ -96,7 +96,9 @@ struct wharf_port {
 	/* Frames out. */
 	struct wh_outframe *sending;     /* with the engine */
 	struct wh_outframe *stuck;       /* the kernel had no room; goes first */
-	struct wh_outmsg *backlog, **backlog_end;
+	struct wh_outframe *frames, **frames_end; /* full, in order */
+	uint64_t frames_cost;            /* of those, against tx_queued_bytes_max */
+	struct wh_outmsg *backlog, **backlog_end; /* messages that no frame could be made for yet */
 	uint64_t backlog_messages, backlog_bytes, backlog_cost;
 	uint64_t tx_queued_bytes_max;
 	uint64_t tx_mapped_bytes_max;    /* the peer's */
@@ -172,7 +174,7 @@ void wh_port_take_hello(struct wharf_port *port, const struct wh_hello *hello, c
 
 /* send.c */
 void wh_port_flush(struct wharf_port *port);
-void wh_port_hand(struct wharf_port *port, struct wh_outframe *frame, struct wh_encoder *encoder); /* to the engine, with control records */
+void wh_port_hand(struct wharf_port *port, struct wh_outframe *frame); /* to the engine, with control records */
 uint32_t wh_port_bytes_max(const struct wharf_port *port);
 void wh_port_queued(const struct wharf_port *port, uint64_t *ret_messages, uint64_t *ret_bytes);
 bool wh_port_reap(struct wharf_port *port);     /* settles the frame that the engine has finished with. False: one is still with it */

@@ -21,11 +21,15 @@ uint32_t wh_port_bytes_max(const struct wharf_port *port)
 		WH_WIRE_ITEMS_MAX * ((uint32_t)sizeof(struct wh_run) + 8);             /* items, and rounding */
 }
 
-/* An empty queue takes a message of any size: the cap bounds what waits behind it. */
-static bool queue_takes(const struct wharf_port *port, uint64_t cost, uint32_t n_fds)
+static bool fds_fit(const struct wharf_port *port, uint32_t n_fds)
 {
-	return (!port->backlog || port->backlog_cost + cost <= port->tx_queued_bytes_max) &&
-		port->tx_fds_unread + port->tx_fds_queued + n_fds <= port->tx_fds_max;
+	return port->tx_fds_unread + port->tx_fds_queued + n_fds <= port->tx_fds_max;
+}
+
+/* Of messages that wait for the hello: an empty backlog takes one of any size. */
+static bool backlog_takes(const struct wharf_port *port, uint64_t cost)
+{
+	return !port->backlog || port->backlog_cost + cost <= port->tx_queued_bytes_max;
 }
 
 void wh_port_read_by_peer(struct wharf_port *port, uint64_t frames)
@@ -38,7 +42,7 @@ void wh_port_read_by_peer(struct wharf_port *port, uint64_t frames)
 	}
 	while (port->frames_read_by_peer < frames)
 		port->tx_fds_unread -= port->window_fds[port->frames_read_by_peer++ % WH_WINDOW_MAX];
-	if (port->backlog || port->open_frame || port->blocked)
+	if (port->backlog || port->frames || port->open || port->blocked)
 		wh_port_dirty(port);
 }
 
@@ -48,7 +52,7 @@ void wh_port_room(struct wharf_port *port)
 
 	if (port->state > WH_PORT_OPEN)
 		return;
-	if (port->blocked && queue_takes(port, port->blocked_cost, port->blocked_fds)) {
+	if (port->blocked && fds_fit(port, port->blocked_fds) && backlog_takes(port, port->blocked_cost) && wh_outbox_takes_frame(port)) {
 		port->blocked = false;
 		tell = true;
 	}
@@ -144,34 +148,33 @@ static int again(struct wharf_port *port, uint64_t cost, uint32_t n_fds)
 	return -EAGAIN;
 }
 
-/* Into the open frame, or behind the backlog. What it returns is the send's result. */
+/* Into the open frame, or, before the hello, on the backlog. What it returns is the send's result. */
 static int place(struct wharf_port *port, struct outgoing *o)
 {
 	const uint64_t cost = o->n_bytes + sizeof(struct wh_outmsg);
 	int error = 0;
 
-	while (port->tx_plain) {
+	if (!port->tx_plain) {
+		if (!backlog_takes(port, cost))
+			return again(port, cost, o->message.n_fds);
+		return wh_outbox_queue(port, &o->message, o->fds, o->n_bytes);
+	}
+	for (;;) {
 		switch (wh_outbox_encode(port, &o->message, o->fds, o->n_bytes, &error)) {
 		case ENCODED:
-			if (port->open_frame->n_bytes >= WH_FLUSH_BYTES)
-				wh_outbox_send_open(port);
 			wh_port_dirty(port);
 			return 0;
 		case FAILED:
 			return error;
 		case FRAME_FULL:
-			if (wh_encoder_empty(&port->open))
+			if (wh_encoder_empty(&port->open->encoder))
 				return -EMSGSIZE;
-			if (!wh_outbox_send_open(port))
-				goto queue;
+			if (!wh_outbox_turn_over(port))
+				return again(port, 0, o->message.n_fds);
+			if (port->state >= WH_PORT_ENDING || port->tx_dead)
+				return -EPIPE;
 		}
 	}
-	if (port->state >= WH_PORT_ENDING || port->tx_dead)
-		return -EPIPE;
-queue:
-	if (!queue_takes(port, cost, 0))
-		return again(port, cost, o->message.n_fds);
-	return wh_outbox_queue(port, &o->message, o->fds, o->n_bytes);
 }
 
 int wharf_send(wharf_port *port, const struct wharf_out *out)
@@ -206,7 +209,7 @@ int wharf_send(wharf_port *port, const struct wharf_out *out)
 	if (!error && (o.n_bytes > port->tx_message_bytes_max ||
 	    wh_message_size(&o.message) > message_room(port)))
 		error = -EMSGSIZE;
-	if (!error && !queue_takes(port, 0, o.message.n_fds))
+	if (!error && !fds_fit(port, o.message.n_fds))
 		error = again(port, 0, o.message.n_fds);
 	if (!error)
 		error = take_fds(out, &o);
@@ -228,35 +231,37 @@ int wharf_send(wharf_port *port, const struct wharf_out *out)
 	for (size_t i = 0; i < out->n_parts; i++)
 		if (out->parts[i].buf)
 			*out->parts[i].buf = (struct wharf_buf)WHARF_BUF_EMPTY;
+	if (port->open && port->open->n_bytes >= WH_FLUSH_BYTES)
+		wh_outbox_turn_over(port);
 	return 0;
 }
 
 int wharf_send_buf(wharf_port *port, uint32_t type, struct wharf_buf *buf)
 {
-	struct wh_encoder *open;
+	struct wh_outframe *open;
 	struct wh_run run;
 
 	if (wh_unlikely(!port || !buf))
 		return -EINVAL;
-	if (wh_unlikely(wh_forked() || !port->tx_plain || buf->size > port->tx_message_bytes_max))
-		goto slowly;
-	open = &port->open;
-	if (wh_unlikely(!open->base || open->capacity - open->size < RUN_RECORD || wh_encoder_ended(open)))
+	open = port->open;
+	if (wh_unlikely(!open || !port->tx_plain || wh_forked() || buf->size > port->tx_message_bytes_max ||
+	    open->encoder.capacity - open->encoder.size < RUN_RECORD || wh_encoder_ended(&open->encoder)))
 		goto slowly;
 	if (wh_unlikely(wh_lease_lend(port->lease, buf, 0, buf->size, 0, &run)))
 		goto slowly;
-	if (wh_unlikely(wh_lease_must_announce(port->lease, run.slot) || !wh_encode_run(open, type, &run))) {
+	if (wh_unlikely(wh_lease_must_announce(port->lease, run.slot) || !wh_encode_run(&open->encoder, type, &run))) {
 		wh_lease_take_back(port->lease, &run);
 		goto slowly;
 	}
-	port->open_frame->data = true;
-	port->open_frame->n_messages++;
-	port->open_frame->n_bytes += run.size;
+	open->n_messages++;
+	open->n_bytes += run.size;
 	*buf = (struct wharf_buf)WHARF_BUF_EMPTY;
-	if (wh_unlikely(open->size == sizeof(struct wh_frame) + RUN_RECORD))
+	if (wh_unlikely(!open->data)) {
+		open->data = true;
 		wh_port_dirty(port);
-	if (wh_unlikely(port->open_frame->n_bytes >= WH_FLUSH_BYTES || open->capacity - open->size < RUN_RECORD))
-		wh_outbox_send_open(port);
+	}
+	if (wh_unlikely(open->n_bytes >= WH_FLUSH_BYTES || open->encoder.capacity - open->encoder.size < RUN_RECORD))
+		wh_outbox_turn_over(port);
 	return 0;
 
 slowly:

@@ -117,6 +117,16 @@ fail:
 	return error;
 }
 
+#if WH_ASSERTS >= 2
+void wh_view_hold(struct wh_view *view, uint32_t word, uint64_t bits)
+{
+	if (!view->held)
+		view->held = calloc(((size_t)view->n_chunks + 63) / 64, sizeof(*view->held));
+	if (view->held && atomic_fetch_or(&view->held[word], bits) & bits)
+		view->untracked = true;
+}
+#endif
+
 void wh_view_unref(struct wh_view *view)
 {
 	if (!view || atomic_fetch_sub_explicit(&view->refs, 1, memory_order_acq_rel) != 1)
@@ -126,7 +136,7 @@ void wh_view_unref(struct wh_view *view)
 	if (view->unowned)
 		view->unowned(view->owner);
 #if WH_ASSERTS >= 2
-	free(view->held);
+	free((void *)view->held);
 #endif
 	free(view);
 }

@@ -30,7 +30,8 @@ struct wh_view {
 	void (*unowned)(void *owner); /* drops the view's reference to owner, when the view dies. May be NULL */
 	void *owner;
 #if WH_ASSERTS >= 2
-	_Atomic uint64_t *held;     /* chunks delivered and not yet released: catches honest double releases */
+	_Atomic uint64_t *held;     /* chunks delivered and not yet released, once wh_view_hold was called: catches honest double releases */
+	bool untracked;             /* the peer lends a chunk twice: its releases tell nothing */
 #endif
 };
 
@@ -55,6 +56,16 @@ static inline const char *wh_view_at(const struct wh_view *v, uint32_t first, ui
 	return v->base + ((size_t)first << v->chunk_shift) + offset;
 }
 
+/* Chunks of one word are delivered: their release is expected once. For asserts=full; nothing otherwise. The port's loop. */
+#if WH_ASSERTS >= 2
+void wh_view_hold(struct wh_view *view, uint32_t word, uint64_t bits);
+#else
+static inline void wh_view_hold(struct wh_view *view, uint32_t word, uint64_t bits)
+{
+	(void)view, (void)word, (void)bits;
+}
+#endif
+
 /*
  * Returns chunks of one word. True: the owner waits for room and the caller now owes it a release-wake.
  * Sequentially consistent with the owner's store to `wanted` and its second look at the words: one of the two sees the other.
@@ -62,7 +73,7 @@ static inline const char *wh_view_at(const struct wh_view *v, uint32_t first, ui
 static inline bool wh_view_release(struct wh_view *v, uint32_t word, uint64_t bits)
 {
 #if WH_ASSERTS >= 2
-	wh_assert(!v->held || (atomic_fetch_and(&v->held[word], ~bits) & bits) == bits);
+	wh_assert(!v->held || (atomic_fetch_and(&v->held[word], ~bits) & bits) == bits || v->untracked);
 #endif
 	atomic_fetch_or_explicit(&v->map->words[word], bits, memory_order_seq_cst);
 	return atomic_load_explicit(&v->map->wanted, memory_order_seq_cst) &&

@@ -142,9 +142,8 @@ static void on_accept(wharf_listener *listener, const struct wharf_peer *who, vo
 		cat_say(c, "turned away a sender of user %u (--any-user to accept it)", who->uid);
 		return;
 	}
-	/* The sender keeps at most CAT_POOL_BYTES lent; few messages a turn, so that it gets them back as they are written. */
-	r = wharf_accept(listener, WHARF_OPT(port, .ops = &port_ops, .user = c, .name = "wharf-cat", .rx_msgs_per_turn = 4,
-		.rx_bytes_max = CAT_BLOCK_BYTES), NULL);
+	r = wharf_accept(listener,
+		WHARF_OPT(port, .ops = &port_ops, .user = c, .name = "wharf-cat", .rx_bytes_max = CAT_BLOCK_BYTES), NULL);
 	if (r < 0)
 		cat_fail(c, 0, "cannot accept a sender: %s", strerror(-r));
 }
