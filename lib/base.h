@@ -35,6 +35,17 @@ _Noreturn void wh_assert_failed(const char *expression, const char *file, int li
 #error "wharf shares 64-bit atomics between processes: they must be lock-free"
 #endif
 
+/* Asks for a line that will be written: the store itself would wait in a queue that is a few messages long. */
+static inline void wh_prefetch_write(const void *line)
+{
+#if defined __x86_64__
+	/* The compiler would make a prefetch for reading of it, unless told of a newer processor. */
+	__asm__ volatile("prefetchw %0" : : "m"(*(const char *)line));
+#else
+	__builtin_prefetch(line, 1);
+#endif
+}
+
 static inline size_t wh_min(size_t a, size_t b) { return a < b ? a : b; }
 static inline size_t wh_max(size_t a, size_t b) { return a > b ? a : b; }
 /* a must be a power of two; wraps to 0 only beyond SIZE_MAX - a. */

@@ -5,6 +5,10 @@
 #include "pool_internal.h"
 #include "wharf.h"
 
+enum {
+	PREFETCH_RUNS = 8,
+	PREFETCH_SIZE_MAX = 1024,
+};
 enum { LOCAL_SIZE_MAX = 4 << (WH_CHUNK_SHIFT_MIN + 2 * (WH_CLASS_LOCAL - 1)) };
 
 static inline void fill(struct wharf_buf *buf, struct wharf_pool *pool, void *data, size_t size, uint64_t place)
@@ -19,6 +23,19 @@ static void *address(const struct wharf_pool *pool, uint64_t place)
 {
 	const struct wh_slot *s = pool->slots[wh_place_slot(place)];
 	return s->base + ((size_t)wh_place_first(place) << wh_class_shift(s->class));
+}
+
+/*
+ * The chunk that a claim like this one will get a few claims later, if it is free: the peer's processor has its lines, and
+ * fetching one takes longer than making a message.
+ */
+static inline void prefetch(uint64_t data, uint64_t bits, unsigned chunk, unsigned shift, size_t size)
+{
+	if (size > PREFETCH_SIZE_MAX || chunk >= WH_WORD_CHUNKS || !(bits >> chunk & 1))
+		return;
+	const char *at = (const char *)(uintptr_t)data + ((size_t)chunk << shift);
+	for (size_t i = 0; i < size; i += 64)
+		wh_prefetch_write(at + i);
 }
 
 static __attribute__((noinline)) int claim_slowly(struct wharf_pool *pool, size_t size, struct wharf_buf *ret_buf)
@@ -62,6 +79,7 @@ int wharf_buf_claim(wharf_pool *pool, size_t size, struct wharf_buf *ret_buf)
 		left = bits & ~(((UINT64_C(2) << more) - 1) << first);
 	}
 	atomic_store_explicit(&local->bits, left, memory_order_relaxed);
+	prefetch(local->data, left, first + PREFETCH_RUNS * ((unsigned)more + 1), shift, size);
 	fill(ret_buf, pool, (char *)(uintptr_t)local->data + ((size_t)first << shift), size,
 		atomic_load_explicit(&local->where, memory_order_relaxed) + wh_place(0, first, (uint32_t)more + 1));
 	return 0;

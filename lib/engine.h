@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * The seam between the loop and the kernel. An engine speaks in events, with the kernel's quirks smoothed away; the loop
- * and the ports know neither io_uring nor epoll. One engine per loop, used by one thread, wh_engine_wake excepted.
+ * The seam between the loop and the kernel. An engine speaks in events, with the kernel's quirks smoothed away; the
+ * loop and the ports know neither io_uring nor epoll. One engine per loop, used by one thread, wh_engine_wake excepted.
  *
- * Nothing is delivered inside a request: everything comes out of wh_engine_next, per link in the order in which it happened.
+ * Nothing is delivered inside a request: everything comes out of wh_engine_next, per link in the order in which it
+ * happened.
  */
 #ifndef WH_ENGINE_H
 #define WH_ENGINE_H
@@ -23,8 +24,10 @@ enum {
 
 enum wh_event_kind {
 	WH_EVENT_FRAME = 1,    /* one datagram, valid until wh_engine_frame_done */
-	WH_EVENT_SENT,         /* a nudge: link->tx is NULL again and link->sent_result says how it ended. May be stale */
-	WH_EVENT_EOF,          /* the peer has shut down or died. After every frame it had sent; result 0 or -ECONNRESET */
+	/* a nudge: link->tx is NULL again and link->sent_result says how it ended. May be stale */
+	WH_EVENT_SENT,
+	/* the peer has shut down or died. After every frame it had sent; result 0 or -ECONNRESET */
+	WH_EVENT_EOF,
 	WH_EVENT_ERROR,        /* receiving has failed for good: result. No more frames */
 	WH_EVENT_WRITABLE,     /* once per wh_engine_want_writable */
 	WH_EVENT_DETACHED,     /* last event of a link: its fd is closed, its memory may go */
@@ -103,13 +106,17 @@ void wh_engine_close(struct wh_engine *engine);
 const char *wh_engine_name(const struct wh_engine *engine);
 
 /*
- * One exchange with the kernel: submits what was requested, waits up to timeout_ns (negative: for ever; 0: not at all; and not at all while
- * events are queued) and queues what has happened. Enters the kernel only if there is a reason. May be called by the thread
- * that first calls it only. Returns how many events are queued; 0 also after wh_engine_wake; a negative errno: broken.
+ * One exchange with the kernel: submits what was requested, waits up to timeout_ns (negative: for ever; 0: not at all;
+ * and not at all while events are queued) and queues what has happened. Enters the kernel only if there is a reason.
+ * May be called by the thread that first calls it only. Returns how many events are queued; 0 also after
+ * wh_engine_wake; a negative errno: broken.
  */
 int wh_engine_turn(struct wh_engine *engine, int64_t timeout_ns);
 
-/* Submits without waiting, and clears link->tx of sends that have ended; events stay queued. Safe inside a dispatch. 0 or negative: broken. */
+/*
+ * Submits without waiting, and clears link->tx of sends that have ended; events stay queued. Safe inside a dispatch. 0
+ * or negative: broken.
+ */
 int wh_engine_submit(struct wh_engine *engine);
 
 /* Something is queued, or done and not harvested: a turn now would not sleep. */
@@ -118,25 +125,33 @@ bool wh_engine_busy(const struct wh_engine *engine);
 /* Takes the oldest event. False: none. */
 bool wh_engine_next(struct wh_engine *engine, struct wh_event *ret_event);
 
-/* Gives the frame's buffer back and closes the fds that were not taken. Loops may hold back a few, not all: the others starve. */
+/*
+ * Gives the frame's buffer back and closes the fds that were not taken. Loops may hold back a few, not all: the others
+ * starve.
+ */
 void wh_engine_frame_done(struct wh_engine *engine, struct wh_event *frame);
 
 /* Requests. They cannot fail: a full queue is submitted, a broken engine shows in the next turn. */
 void wh_engine_attach(struct wh_engine *engine, struct wh_link *link, int fd); /* owns fd from here on */
-void wh_engine_receive(struct wh_engine *engine, struct wh_link *link);        /* starts, or goes on, receiving frames */
-void wh_engine_pause(struct wh_engine *engine, struct wh_link *link);          /* frames already queued still come out */
-void wh_engine_send(struct wh_engine *engine, struct wh_link *link, struct wh_tx *tx); /* link->tx must be NULL; -EAGAIN is a result */
+/* starts, or goes on, receiving frames */
+void wh_engine_receive(struct wh_engine *engine, struct wh_link *link);
+/* frames already queued still come out */
+void wh_engine_pause(struct wh_engine *engine, struct wh_link *link);
+/* link->tx must be NULL; -EAGAIN is a result */
+void wh_engine_send(struct wh_engine *engine, struct wh_link *link, struct wh_tx *tx);
 void wh_engine_want_writable(struct wh_engine *engine, struct wh_link *link);  /* idempotent until it fires */
 void wh_engine_accept(struct wh_engine *engine, struct wh_link *link);         /* a listening socket: until an error */
 void wh_engine_watch(struct wh_engine *engine, struct wh_link *link);          /* any pollable fd */
-void wh_engine_detach(struct wh_engine *engine, struct wh_link *link);         /* ends everything of it, closes its fd */
+/* ends everything of it, closes its fd */
+void wh_engine_detach(struct wh_engine *engine, struct wh_link *link);
 
 /* Makes a waiting turn return, and the pollable fd readable. Any thread, and signal handlers. 0 or a negative errno. */
 int wh_engine_wake(struct wh_engine *engine);
 
 /*
  * One level-triggered descriptor for a host loop; created by the first call. Negative errno. From then on the loop
- * calls wh_engine_sleep at the end of every turn and of every burst of requests outside one, and wh_engine_rouse at the start of a turn.
+ * calls wh_engine_sleep at the end of every turn and of every burst of requests outside one, and wh_engine_rouse at the
+ * start of a turn.
  */
 int wh_engine_fd(struct wh_engine *engine);
 /* Submits, then lets the fd become readable with the next event, or in deadline_ns (relative; negative: none), or

@@ -96,15 +96,15 @@ static void receive_done(struct wh_engine *engine, struct wh_link *link, const s
 static bool receive_one(struct wh_engine *engine, struct wh_link *link)
 {
 	struct wh_list *spare = wh_list_take_first(&engine->rx_spare);
-	struct rx_slot *slot = wh_container_of(spare, struct rx_slot, node.queue);
-	uint32_t index = (uint32_t)(slot - engine->slots);
 	struct io_uring_recvmsg_out *out;
+	uint32_t index;
 	ssize_t size;
 
 	if (!spare) {
 		starve(engine, link);
 		return false;
 	}
+	index = (uint32_t)(wh_container_of(spare, struct rx_slot, node.queue) - engine->slots);
 	out = wh_uring_buffer(engine, index);
 	struct iovec iov = { .iov_base = (unsigned char *)out + RX_HEADER, .iov_len = engine->rx_bytes - RX_HEADER };
 	struct msghdr header = { .msg_control = out + 1, .msg_controllen = WH_CONTROL_BYTES, .msg_iov = &iov, .msg_iovlen = 1 };

@@ -15,15 +15,9 @@ static struct wh_fork_hook *hooks;
 static bool handlers_set;
 
 /* The list must not be half changed in the child: fork waits for whoever changes it. */
-static void before_fork(void)
-{
-	pthread_mutex_lock(&lock);
-}
+static void before_fork(void) { pthread_mutex_lock(&lock); }
 
-static void in_parent(void)
-{
-	pthread_mutex_unlock(&lock);
-}
+static void in_parent(void) { pthread_mutex_unlock(&lock); }
 
 static void in_child(void)
 {

@@ -18,8 +18,8 @@ static inline bool wh_forked(void)
 extern _Thread_local const void *wh_current_loop __attribute__((tls_model("initial-exec")));
 
 /*
- * Something whose descriptors a forked child must not keep. child runs in the child of every fork() (not of vfork or raw
- * clone), async-signal-safe.
+ * Something whose descriptors a forked child must not keep. child runs in the child of every fork() (not of vfork or
+ * raw clone), async-signal-safe.
  */
 struct wh_fork_hook {
 	void (*child)(struct wh_fork_hook *hook);
@@ -27,12 +27,18 @@ struct wh_fork_hook {
 	struct wh_fork_hook **link;
 };
 
-/* Makes the page and the atfork handlers, once. 0; -ENOMEM; -ECHILD. First call of every entry point that creates something. */
+/*
+ * Makes the page and the atfork handlers, once. 0; -ENOMEM; -ECHILD. First call of every entry point that creates
+ * something.
+ */
 int wh_guard_init(void);
 void wh_guard_add(struct wh_fork_hook *hook);
 void wh_guard_remove(struct wh_fork_hook *hook); /* once; any thread */
 
-/* For a child that starts over: forgets the parent's hooks and makes a new page. 0; -EALREADY: not a forked child; -ENOMEM. */
+/*
+ * For a child that starts over: forgets the parent's hooks and makes a new page. 0; -EALREADY: not a forked child;
+ * -ENOMEM.
+ */
 int wh_guard_restart(void);
 
 #endif

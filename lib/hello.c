@@ -82,7 +82,8 @@ void wh_port_take_hello(struct wharf_port *port, const struct wh_hello *theirs, 
 	}
 	if (!backlog_fits(port, theirs)) {
 		wh_port_send_bye(port, WH_BYE_ABORT, 0, "a message queued before hello exceeds the limits");
-		wh_port_end(port, WHARF_CLOSE_ERROR, EMSGSIZE, "a message sent before the peer's hello exceeds its limits");
+		wh_port_end(
+			port, WHARF_CLOSE_ERROR, EMSGSIZE, "a message sent before the peer's hello exceeds its limits");
 		return;
 	}
 	port->said_hello = port->limits.said_hello = true;

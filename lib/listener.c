@@ -14,7 +14,7 @@
 
 enum {
 	BACKLOG = 128,
-	RETRY_MIN_NS = 10000000,         /* after EMFILE and its like nothing tells when to go on */
+	RETRY_MIN_NS = 10000000, /* after EMFILE and its like nothing tells when to go on */
 	RETRY_MAX_NS = 1000000000,
 };
 
@@ -28,7 +28,7 @@ struct wharf_listener {
 	struct wh_address address;
 	dev_t dev;
 	ino_t ino;
-	int accepted_fd;                 /* while on_accept runs, until it is kept */
+	int accepted_fd; /* while on_accept runs, until it is kept */
 	bool closed;
 	uint32_t retry_ns;
 	struct wh_deadline retry;
@@ -36,7 +36,9 @@ struct wharf_listener {
 
 /* ---- The socket file ---- */
 
-/* Two processes that replace the same stale file must not remove each other's new one. -1: not lockable, go on without. */
+/*
+ * Two processes that replace the same stale file must not remove each other's new one. -1: not lockable, go on without.
+ */
 static int lock_directory(const char *path)
 {
 	char directory[sizeof(((struct sockaddr_un *)0)->sun_path)];
@@ -83,13 +85,18 @@ static int bind_path(int fd, const struct wh_address *a, mode_t mode)
 	const char *path = a->sockaddr.sun_path;
 	int lock, error = 0;
 
-	/* The file is made with the socket's own mode, so it is never wider than asked; the umask may have made it narrower. */
+	/*
+	 * The file is made with the socket's own mode, so it is never wider than asked; the umask may have made it
+	 * narrower.
+	 */
 	fchmod(fd, mode);
 	lock = lock_directory(path);
 	if (bind(fd, (const struct sockaddr *)&a->sockaddr, a->size) < 0) {
 		error = -errno;
 		if (error == -EADDRINUSE && is_stale(a, &error)) {
-			error = unlink(path) < 0 || bind(fd, (const struct sockaddr *)&a->sockaddr, a->size) < 0 ? -errno : 0;
+			error = unlink(path) < 0 || bind(fd, (const struct sockaddr *)&a->sockaddr, a->size) < 0
+				? -errno
+				: 0;
 		}
 	}
 	if (!error && chmod(path, mode) < 0) {
@@ -105,7 +112,8 @@ static void remove_file(const struct wharf_listener *l)
 {
 	struct stat st;
 
-	if (!l->address.abstract && lstat(l->address.sockaddr.sun_path, &st) == 0 && st.st_dev == l->dev && st.st_ino == l->ino)
+	if (!l->address.abstract && lstat(l->address.sockaddr.sun_path, &st) == 0 && st.st_dev == l->dev &&
+		st.st_ino == l->ino)
 		unlink(l->address.sockaddr.sun_path);
 }
 
@@ -207,7 +215,8 @@ static int read_options(const struct wharf_listener_options *given, struct wharf
 	return 0;
 }
 
-int wharf_listen(wharf_loop *loop, const char *address, const struct wharf_listener_options *options, wharf_listener **ret_listener)
+int wharf_listen(wharf_loop *loop, const char *address, const struct wharf_listener_options *options,
+	wharf_listener **ret_listener)
 {
 	struct wharf_listener_options o;
 	struct wharf_listener *l;
@@ -296,7 +305,8 @@ wharf_listener *wharf_listener_close(wharf_listener *listener)
 	return NULL;
 }
 
-int wharf_connect(wharf_loop *loop, const char *address, const struct wharf_port_options *options, wharf_port **ret_port)
+int wharf_connect(
+	wharf_loop *loop, const char *address, const struct wharf_port_options *options, wharf_port **ret_port)
 {
 	struct wh_address a;
 	int fd, error;

@@ -13,8 +13,9 @@
 #include "port.h"
 
 enum {
-	RX_BUFFERS = 64,         /* 2 MiB of frames in the kernel's hands; more did not help the throughput of one port */
-	EVENTS_PER_TURN = 1024,  /* what sends inside callbacks complete is harvested into the same queue: a turn must end */
+	RX_BUFFERS = 64, /* 2 MiB of frames in the kernel's hands; more did not help the throughput of one port */
+	EVENTS_PER_TURN =
+		1024, /* what sends inside callbacks complete is harvested into the same queue: a turn must end */
 };
 
 static void *plain_alloc(size_t bytes, void *user)
@@ -93,7 +94,8 @@ static int read_options(const struct wharf_loop_options *given, struct wharf_loo
 		o->frame_bytes_max = 32768;
 	if (o->rx_buffers < 2 || o->rx_buffers > 32768 || (o->rx_buffers & (o->rx_buffers - 1)))
 		return -EINVAL;
-	if (o->frame_bytes_max < WH_FRAME_BYTES_MIN || o->frame_bytes_max > WH_FRAME_BYTES_MAX || o->frame_bytes_max % 64)
+	if (o->frame_bytes_max < WH_FRAME_BYTES_MIN || o->frame_bytes_max > WH_FRAME_BYTES_MAX ||
+		o->frame_bytes_max % 64)
 		return -EINVAL;
 	if (!o->alloc) {
 		o->alloc = plain_alloc;
@@ -136,7 +138,8 @@ int wharf_loop_new(const struct wharf_loop_options *options, wharf_loop **ret_lo
 	wh_list_init(&loop->ready);
 	wh_list_init(&loop->ending);
 	pthread_mutex_init(&loop->kick_lock, NULL);
-	error = wh_engine_open(&(struct wh_engine_config){ .rx_buffers = o.rx_buffers, .frame_bytes_max = o.frame_bytes_max },
+	error = wh_engine_open(
+		&(struct wh_engine_config){ .rx_buffers = o.rx_buffers, .frame_bytes_max = o.frame_bytes_max },
 		&loop->engine);
 	if (error) {
 		pthread_mutex_destroy(&loop->kick_lock);
@@ -174,10 +177,7 @@ void wh_loop_add(struct wharf_loop *loop, struct wh_source *source, int fd)
 	wh_engine_attach(loop->engine, &source->link, fd);
 }
 
-void wh_loop_remove(struct wh_source *source)
-{
-	wh_list_remove(&source->all);
-}
+void wh_loop_remove(struct wh_source *source) { wh_list_remove(&source->all); }
 
 void wh_loop_rouse(struct wharf_loop *loop)
 {
@@ -303,7 +303,8 @@ static void run_endings(struct wharf_loop *loop)
 
 static bool work_waits(const struct wharf_loop *loop)
 {
-	return !wh_list_empty(&loop->ready) || !wh_list_empty(&loop->ending) || __atomic_load_n(&loop->kicked, __ATOMIC_RELAXED);
+	return !wh_list_empty(&loop->ready) || !wh_list_empty(&loop->ending) ||
+		__atomic_load_n(&loop->kicked, __ATOMIC_RELAXED);
 }
 
 /* What a deaf engine can still do for its ports: end them. */
@@ -336,7 +337,8 @@ static int wait_for_events(struct wharf_loop *loop, int64_t timeout_ns)
 			if (n || work_waits(loop))
 				return n;
 			__builtin_ia32_pause();
-		} while ((now_ns = wh_loop_clock(loop)) < spin_until_ns && (timeout_ns < 0 || now_ns < spin_until_ns - loop->spin_ns + (uint64_t)timeout_ns));
+		} while ((now_ns = wh_loop_clock(loop)) < spin_until_ns &&
+			(timeout_ns < 0 || now_ns < spin_until_ns - loop->spin_ns + (uint64_t)timeout_ns));
 		if (timeout_ns > 0)
 			timeout_ns = (uint64_t)timeout_ns > loop->spin_ns ? timeout_ns - (int64_t)loop->spin_ns : 0;
 	}
@@ -385,7 +387,8 @@ static int step(struct wharf_loop *loop, int64_t timeout_ns, bool leave)
 	}
 	more = turn(loop, timeout_ns);
 	if (more >= 0 && leave) {
-		error = loop->embedded ? wh_engine_sleep(loop->engine, next_deadline(loop, wh_loop_clock(loop)), more > 0)
+		error = loop->embedded
+			? wh_engine_sleep(loop->engine, next_deadline(loop, wh_loop_clock(loop)), more > 0)
 			: wh_engine_submit(loop->engine);
 		if (error < 0)
 			more = broken(loop, error);

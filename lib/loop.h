@@ -26,7 +26,8 @@ struct wh_source {
 struct wh_kick {
 	_Atomic uint32_t reasons;                               /* bits of the user's */
 	struct wh_kick *next;
-	void (*run)(struct wh_kick *kick, uint32_t reasons);    /* loop's thread; drops the reference that wh_loop_kick's caller took */
+	/* loop's thread; drops the reference that wh_loop_kick's caller took */
+	void (*run)(struct wh_kick *kick, uint32_t reasons);
 };
 
 struct wh_deadline {
@@ -75,7 +76,10 @@ struct wharf_loop {
 static inline void *wh_loop_alloc(struct wharf_loop *loop, size_t bytes) { return loop->alloc(bytes, loop->user); }
 static inline void wh_loop_dealloc(struct wharf_loop *loop, void *memory) { loop->free(memory, loop->user); }
 
-/* 0; -ECHILD; -EINVAL: NULL; -EPIPE: freed; -EPERM: another thread's. First line of every public function of the loop's thread. */
+/*
+ * 0; -ECHILD; -EINVAL: NULL; -EPIPE: freed; -EPERM: another thread's. First line of every public function of the loop's
+ * thread.
+ */
 int wh_loop_check(const struct wharf_loop *loop);
 
 void wh_loop_add(struct wharf_loop *loop, struct wh_source *source, int fd);
@@ -85,8 +89,9 @@ void wh_loop_remove(struct wh_source *source); /* after DETACHED */
 void wh_loop_rouse(struct wharf_loop *loop);
 
 /*
- * Any thread: has kick->run called on the loop's thread with all reasons collected until then. True: it was not pending, and the
- * reference that the caller holds for it now belongs to the kick. False: pending already, or the loop is gone.
+ * Any thread: has kick->run called on the loop's thread with all reasons collected until then. True: it was not
+ * pending, and the reference that the caller holds for it now belongs to the kick. False: pending already, or the loop
+ * is gone.
  */
 bool wh_loop_kick(struct wharf_loop *loop, struct wh_kick *kick, uint32_t reasons);
 

@@ -7,10 +7,7 @@
 #include <string.h>
 #include <unistd.h>
 
-static struct wh_message *message_of(const struct wharf_msg *msg)
-{
-	return (struct wh_message *)(uintptr_t)msg;
-}
+static struct wh_message *message_of(const struct wharf_msg *msg) { return (struct wh_message *)(uintptr_t)msg; }
 
 /* Slices begin at multiples of 64 in a copy: what was aligned stays so. */
 static size_t copied_bytes(const struct wh_message *m, bool private)

@@ -16,7 +16,10 @@ struct wh_message {
 	struct wh_view **views;          /* taken: one per slice, NULL for inline bytes */
 };
 
-/* Makes a message that lives by itself: runs of shared memory are copied if `private`, else kept mapped. NULL: no memory. */
+/*
+ * Makes a message that lives by itself: runs of shared memory are copied if `private`, else kept mapped. NULL: no
+ * memory.
+ */
 struct wh_message *wh_message_take(struct wh_message *borrowed, bool private);
 
 #endif

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * The queue of a port: messages encode into the open frame; full frames wait in order until window and socket take them. Before
- * the peer's hello, whose limits frames must keep, messages wait as they are: the backlog.
+ * The queue of a port: messages encode into the open frame; full frames wait in order until window and socket take
+ * them. Before the peer's hello, whose limits frames must keep, messages wait as they are: the backlog.
  */
 #include "outbox.h"
 
@@ -23,10 +23,7 @@ static bool open_frame(struct wharf_port *port)
 
 /* ---- Full frames ---- */
 
-static uint64_t frame_cost(const struct wh_outframe *frame)
-{
-	return frame->n_bytes + frame->encoder.size;
-}
+static uint64_t frame_cost(const struct wh_outframe *frame) { return frame->n_bytes + frame->encoder.size; }
 
 /* An empty queue takes a frame of any size: the cap bounds what waits behind it. */
 bool wh_outbox_takes_frame(const struct wharf_port *port)
@@ -94,14 +91,17 @@ static enum wh_encoded announce(struct wharf_port *port, uint16_t slot, int *ret
 	struct wh_announce record;
 	int error;
 
-	if (wh_encoder_ended(&port->open->encoder) || port->open->encoder.capacity - port->open->encoder.size < sizeof(record))
+	if (wh_encoder_ended(&port->open->encoder) ||
+		port->open->encoder.capacity - port->open->encoder.size < sizeof(record))
 		return FRAME_FULL;
 	error = wh_lease_announcement(port->lease, slot, &a);
 	if (error) {
 		*ret_error = error;
 		return FAILED;
 	}
-	record = (struct wh_announce){ .slot = slot, .chunk_shift = a.chunk_shift, .n_chunks = a.n_chunks,
+	record = (struct wh_announce){ .slot = slot,
+		.chunk_shift = a.chunk_shift,
+		.n_chunks = a.n_chunks,
 		.flags = a.huge ? WH_ANNOUNCE_HUGE : 0 };
 	wh_encode_control(&port->open->encoder, WH_RECORD_ANNOUNCE, &record, 2);
 	port->open->fds[0] = a.segment_fd;
@@ -112,8 +112,8 @@ static enum wh_encoded announce(struct wharf_port *port, uint16_t slot, int *ret
 	return ENCODED;
 }
 
-enum wh_encoded wh_outbox_encode(struct wharf_port *port, const struct wh_message_out *message, const int *fds, uint64_t n_bytes,
-	int *ret_error)
+enum wh_encoded wh_outbox_encode(
+	struct wharf_port *port, const struct wh_message_out *message, const int *fds, uint64_t n_bytes, int *ret_error)
 {
 	if (!open_frame(port)) {
 		*ret_error = -ENOMEM;
@@ -143,7 +143,8 @@ enum wh_encoded wh_outbox_encode(struct wharf_port *port, const struct wh_messag
 
 /* ---- The backlog ---- */
 
-static struct wh_outmsg *outmsg_new(struct wharf_port *port, const struct wh_message_out *message, const int *fds, uint64_t n_bytes)
+static struct wh_outmsg *outmsg_new(
+	struct wharf_port *port, const struct wh_message_out *message, const int *fds, uint64_t n_bytes)
 {
 	size_t pieces_at = sizeof(struct wh_outmsg), runs_at, fds_at, bytes_at, size;
 	struct wh_outmsg *m;
@@ -162,7 +163,10 @@ static struct wh_outmsg *outmsg_new(struct wharf_port *port, const struct wh_mes
 	pieces = (struct wh_piece *)((char *)m + pieces_at);
 	runs = (struct wh_run *)((char *)m + runs_at);
 	bytes = (char *)m + bytes_at;
-	*m = (struct wh_outmsg){ .message = *message, .n_bytes = n_bytes, .cost = n_bytes + sizeof(*m), .fds = (int *)((char *)m + fds_at) };
+	*m = (struct wh_outmsg){ .message = *message,
+		.n_bytes = n_bytes,
+		.cost = n_bytes + sizeof(*m),
+		.fds = (int *)((char *)m + fds_at) };
 	m->message.pieces = pieces;
 	if (message->n_fds)
 		memcpy(m->fds, fds, message->n_fds * sizeof(int));
@@ -222,14 +226,16 @@ static void refill(struct wharf_port *port)
 			continue;
 		case FRAME_FULL:
 			if (wh_encoder_empty(&port->open->encoder)) {
-				wh_port_end(port, WHARF_CLOSE_ERROR, EMSGSIZE, "a message sent before the peer's hello exceeds its frames");
+				wh_port_end(port, WHARF_CLOSE_ERROR, EMSGSIZE,
+					"a message sent before the peer's hello exceeds its frames");
 				return;
 			}
 			if (!wh_outbox_turn_over(port))
 				return;
 			continue;
 		case FAILED:
-			wh_loop_say(port->source.loop, "a segment could not be announced: errno %d; trying again", -error);
+			wh_loop_say(
+				port->source.loop, "a segment could not be announced: errno %d; trying again", -error);
 			wh_port_retry_later(port);
 			return;
 		}

@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: MIT */
-/* The outgoing side of a port, as its files share it: send.c (what the application sends), outbox.c (the queue), outframe.c (frames). */
+/*
+ * The outgoing side of a port, as its files share it: send.c (what the application sends), outbox.c (the queue),
+ * outframe.c (frames).
+ */
 #ifndef WH_OUTBOX_H
 #define WH_OUTBOX_H
 
@@ -21,13 +24,17 @@ void wh_port_retry_later(struct wharf_port *port); /* a flush after a growing pa
 
 /* outbox.c */
 enum wh_encoded { ENCODED, FRAME_FULL, FAILED };
-/* Into the open frame, announcing segments before; on FAILED *ret_error says why. FRAME_FULL on an empty frame: it never fits. */
-enum wh_encoded wh_outbox_encode(struct wharf_port *port, const struct wh_message_out *message, const int *fds, uint64_t n_bytes,
-	int *ret_error);
+/*
+ * Into the open frame, announcing segments before; on FAILED *ret_error says why. FRAME_FULL on an empty frame: it
+ * never fits.
+ */
+enum wh_encoded wh_outbox_encode(struct wharf_port *port, const struct wh_message_out *message, const int *fds,
+	uint64_t n_bytes, int *ret_error);
 /* The open frame goes to the kernel, or behind those that wait for it. False: the queue is full, it stays. */
 bool wh_outbox_turn_over(struct wharf_port *port);
 bool wh_outbox_takes_frame(const struct wharf_port *port); /* would it? */
-int wh_outbox_queue(struct wharf_port *port, const struct wh_message_out *message, const int *fds, uint64_t n_bytes); /* 0; -ENOMEM */
+/* 0; -ENOMEM */
+int wh_outbox_queue(struct wharf_port *port, const struct wh_message_out *message, const int *fds, uint64_t n_bytes);
 void wh_fds_close(const int *fds, size_t n);
 
 #endif

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * Frames on their way out: where they come from, the control records that are added to them, and how they go to the engine and come
- * back. One at a time is with the engine: that is the ordering rule, and what is queued meanwhile shares the next frame.
+ * Frames on their way out: where they come from, the control records that are added to them, and how they go to the
+ * engine and come back. One at a time is with the engine: that is the ordering rule, and what is queued meanwhile
+ * shares the next frame.
  */
 #include "outbox.h"
 
@@ -10,7 +11,7 @@
 #include <unistd.h>
 
 enum {
-	BACKOFF_MIN_NS = 1000000,   /* for what no event announces: descriptors in flight, kernel memory */
+	BACKOFF_MIN_NS = 1000000, /* for what no event announces: descriptors in flight, kernel memory */
 	BACKOFF_MAX_NS = 100000000,
 	SPARE_FRAMES_MAX = 16,
 };
@@ -77,14 +78,13 @@ void wh_port_retry_later(struct wharf_port *port)
 /* The bye is the last record of the last frame. */
 static bool bye_due(const struct wharf_port *port)
 {
-	return port->state == WH_PORT_DRAINING && port->said_hello && !port->bye_encoded && !port->backlog && !port->frames &&
-		!wh_open_has_records(port);
+	return port->state == WH_PORT_DRAINING && port->said_hello && !port->bye_encoded && !port->backlog &&
+		!port->frames && !wh_open_has_records(port);
 }
 
 bool wh_controls_due(const struct wharf_port *port)
 {
-	return port->wake_due || port->report_due || port->retires_due ||
-		bye_due(port);
+	return port->wake_due || port->report_due || port->retires_due || bye_due(port);
 }
 
 /* False: there was no room for all. */
@@ -92,14 +92,18 @@ static bool encode_slots(struct wh_encoder *encoder, uint64_t *slots, uint16_t a
 {
 	for (unsigned i = 0; i < WH_SLOTS_MAX / 64; i++)
 		for (; slots[i]; slots[i] &= slots[i] - 1) {
-			struct wh_slot_record record = { .slot = (uint16_t)(i * 64 + (unsigned)__builtin_ctzll(slots[i])), .acknowledged = acknowledged };
+			struct wh_slot_record record = { .slot = (uint16_t)(i * 64 +
+								 (unsigned)__builtin_ctzll(slots[i])),
+				.acknowledged = acknowledged };
 			if (!wh_encode_control(encoder, WH_RECORD_RETIRE, &record, 0))
 				return false;
 		}
 	return true;
 }
 
-/* What the port owes its peer, into the room that is kept for it. A frame that carries descriptors takes nothing more. */
+/*
+ * What the port owes its peer, into the room that is kept for it. A frame that carries descriptors takes nothing more.
+ */
 static void encode_controls(struct wharf_port *port, struct wh_outframe *frame)
 {
 	struct wh_encoder *encoder = &frame->encoder;
@@ -115,7 +119,8 @@ static void encode_controls(struct wharf_port *port, struct wh_outframe *frame)
 		}
 	}
 	if (port->retires_due)
-		port->retires_due = !(encode_slots(encoder, port->retire_acks, 1) && encode_slots(encoder, port->retire_asks, 0));
+		port->retires_due =
+			!(encode_slots(encoder, port->retire_acks, 1) && encode_slots(encoder, port->retire_asks, 0));
 	if (bye_due(port)) {
 		struct wh_bye bye = { .code = WH_BYE_CLOSE };
 		if (wh_encode_control(encoder, WH_RECORD_BYE, &bye, 0))
@@ -230,6 +235,6 @@ void wh_port_send_bye(struct wharf_port *port, enum wh_bye_code code, uint32_t a
 	wh_encode_begin(&encoder, memory, sizeof(memory));
 	wh_encode_control(&encoder, WH_RECORD_BYE, &bye, 0);
 	/* Best effort: a peer that does not read sees the socket close. */
-	(void)!send(port->source.link.fd, memory, wh_encode_end(&encoder, port->source.loop->turn_ns, port->frames_read),
-		MSG_DONTWAIT | MSG_NOSIGNAL);
+	(void)!send(port->source.link.fd, memory,
+		wh_encode_end(&encoder, port->source.loop->turn_ns, port->frames_read), MSG_DONTWAIT | MSG_NOSIGNAL);
 }

@@ -98,8 +98,9 @@ static void detach(struct wharf_port *port)
 		wh_port_flush_released(port, &port->released[i]);
 	wh_port_unmap(port);
 	/* A peer that is gone, or that has returned everything, writes nothing more; any other may still read. */
-	wh_lease_detach(port->lease, port->eof && (ended_well(port) || port->reason.code == WHARF_CLOSE_PEER_GONE)
-		? WH_DETACH_RETURNED : WH_DETACH_FAILED);
+	wh_lease_detach(port->lease,
+		port->eof && (ended_well(port) || port->reason.code == WHARF_CLOSE_PEER_GONE) ? WH_DETACH_RETURNED
+											      : WH_DETACH_FAILED);
 	port->lease = NULL;
 	shutdown(port->source.link.fd, SHUT_RDWR);
 	wh_engine_detach(port->source.loop->engine, &port->source.link);
@@ -115,8 +116,12 @@ void wh_port_linger(struct wharf_port *port)
 	if (ended_well(port) && !port->eof) {
 		if (holds)
 			return;
-		/* A private pool's segments die with its lease; a shared pool's chunks stay lent while the peer may read them. */
-		if (wh_lease_shared(port->lease) && wh_lease_harvest(port->lease) >= 0 && wh_lease_lent_bytes(port->lease))
+		/*
+		 * A private pool's segments die with its lease; a shared pool's chunks stay lent while the peer may
+		 * read them.
+		 */
+		if (wh_lease_shared(port->lease) && wh_lease_harvest(port->lease) >= 0 &&
+			wh_lease_lent_bytes(port->lease))
 			return;
 	}
 	detach(port);
@@ -148,8 +153,8 @@ void wh_port_progress(struct wharf_port *port)
 	if (port->state != WH_PORT_DRAINING || port->paused || !wh_list_empty(&port->held))
 		return;
 	if (port->peer_bye && (port->bye_sent || port->eof))
-		wh_port_end(port, port->closed_here ? WHARF_CLOSE_LOCAL : WHARF_CLOSE_PEER, 0, "%s", port->closed_here
-			? "closed" : "the peer closed");
+		wh_port_end(port, port->closed_here ? WHARF_CLOSE_LOCAL : WHARF_CLOSE_PEER, 0, "%s",
+			port->closed_here ? "closed" : "the peer closed");
 }
 
 void wh_port_violation(struct wharf_port *port, const char *why)
@@ -259,10 +264,7 @@ void wh_port_kick(struct wharf_port *port, uint32_t reasons)
 }
 
 /* A pool does not hold its ports: the lease is detached before the port goes, so this pointer lives. */
-static void on_pool_kick(void *owner)
-{
-	wh_port_kick(owner, WH_KICK_ROOM);
-}
+static void on_pool_kick(void *owner) { wh_port_kick(owner, WH_KICK_ROOM); }
 
 static void on_pool_room(struct wharf_port *port)
 {
@@ -329,7 +331,8 @@ static int read_options(const struct wharf_port_options *given, struct wharf_por
 
 	if (error)
 		return error;
-	if (!o->ops || !o->ops->size || o->flags || o->reserved || o->policy > WHARF_POLICY_KEEP_LATEST || o->untrusted > 1)
+	if (!o->ops || !o->ops->size || o->flags || o->reserved || o->policy > WHARF_POLICY_KEEP_LATEST ||
+		o->untrusted > 1)
 		return -EINVAL;
 	if (o->policy != WHARF_POLICY_FAIL || o->unreleased_max)
 		return -EOPNOTSUPP;
@@ -377,14 +380,16 @@ static void size_socket(struct wharf_port *port, int fd)
 	if (getsockopt(fd, SOL_SOCKET, SO_SNDBUF, &granted, &size) < 0 || granted < 65536)
 		granted = 65536;
 	/* A quarter of each frame for the kernel's overhead, and room for control frames besides a full window. */
-	while (frame_bytes > WH_FRAME_BYTES_MIN && (uint32_t)granted / (frame_bytes + frame_bytes / 4) < WH_WINDOW_MIN + 2)
+	while (frame_bytes > WH_FRAME_BYTES_MIN &&
+		(uint32_t)granted / (frame_bytes + frame_bytes / 4) < WH_WINDOW_MIN + 2)
 		frame_bytes -= 1024;
 	port->tx_frame_bytes = frame_bytes & ~63u;
-	port->window = (uint32_t)wh_max(WH_WINDOW_MIN, wh_min(WH_WINDOW_MAX, (uint32_t)granted / (frame_bytes + frame_bytes / 4) - 2));
+	port->window = (uint32_t)wh_max(
+		WH_WINDOW_MIN, wh_min(WH_WINDOW_MAX, (uint32_t)granted / (frame_bytes + frame_bytes / 4) - 2));
 }
 
-int wh_port_open(struct wharf_loop *loop, int fd, const struct wharf_port_options *options, int64_t default_open_timeout_ns,
-	wharf_port **ret_port)
+int wh_port_open(struct wharf_loop *loop, int fd, const struct wharf_port_options *options,
+	int64_t default_open_timeout_ns, wharf_port **ret_port)
 {
 	static const struct wh_geometry nothing_announced[WH_SLOTS_MAX];
 	struct wharf_port_options o;
@@ -524,20 +529,11 @@ wharf_pool *wharf_port_pool(wharf_port *port)
 	return port && !wh_forked() && port->lease ? wh_lease_pool(port->lease) : NULL;
 }
 
-wharf_loop *wharf_port_loop(wharf_port *port)
-{
-	return port ? port->source.loop : NULL;
-}
+wharf_loop *wharf_port_loop(wharf_port *port) { return port ? port->source.loop : NULL; }
 
-void *wharf_port_user(wharf_port *port)
-{
-	return port ? port->user : NULL;
-}
+void *wharf_port_user(wharf_port *port) { return port ? port->user : NULL; }
 
-const struct wharf_peer *wharf_port_peer(wharf_port *port)
-{
-	return port && port->said_hello ? &port->peer : NULL;
-}
+const struct wharf_peer *wharf_port_peer(wharf_port *port) { return port && port->said_hello ? &port->peer : NULL; }
 
 int wharf_port_stats(wharf_port *port, struct wharf_port_stats *ret_stats)
 {

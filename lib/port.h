@@ -3,8 +3,9 @@
  * A port: one end of a channel to one peer. This header is shared by the files that make it up: port.c (life), hello.c
  * (limits), send.c (what leaves), receive.c (what arrives), message.c (what the application holds).
  *
- * Life: OPENING -> OPEN -> DRAINING -> ENDING -> CLOSED, ENDING from anywhere. In ENDING the reason is fixed and on_close is due; a
- * CLOSED port may linger with its socket until its taken messages are released: a peer reads EOF as "holds nothing".
+ * Life: OPENING -> OPEN -> DRAINING -> ENDING -> CLOSED, ENDING from anywhere. In ENDING the reason is fixed and
+ * on_close is due; a CLOSED port may linger with its socket until its taken messages are released: a peer reads EOF as
+ * "holds nothing".
  */
 #ifndef WH_PORT_H
 #define WH_PORT_H
@@ -18,7 +19,8 @@ enum {
 	WH_WINDOW_MIN = 8,               /* unread data frames that any peer may have on its way */
 	WH_WINDOW_MAX = 64,
 	WH_CONTROL_ROOM = 512,           /* kept free in a data frame for control records */
-	WH_FLUSH_BYTES = 1 << 20,        /* payload that waits before a send submits by itself: the receiver must not idle meanwhile */
+	/* payload that waits before a send submits by itself: the receiver must not idle meanwhile */
+	WH_FLUSH_BYTES = 1 << 20,
 	WH_ACCUMULATORS = 8,             /* release words collected at once; a power of two */
 	/* A socket that can no longer be written, and whose end does not come, belongs to a peer that plays tricks. */
 	WH_GRACE_NS = 1000000000,
@@ -151,13 +153,14 @@ struct wharf_port {
 };
 
 /* port.c */
-int wh_port_open(struct wharf_loop *loop, int fd, const struct wharf_port_options *options, int64_t default_open_timeout_ns,
-	wharf_port **ret_port);
+int wh_port_open(struct wharf_loop *loop, int fd, const struct wharf_port_options *options,
+	int64_t default_open_timeout_ns, wharf_port **ret_port);
 /* Undoes an open before the application has seen the port: no callback fires. */
 void wh_port_forget(struct wharf_port *port);
 int wh_port_check(const struct wharf_port *port); /* 0; -ECHILD; -EINVAL; -EPERM; -EPIPE: closed or ending */
 /* Fixes the reason; on_close follows in this turn. Does nothing if it is fixed already. error is a positive errno. */
-void wh_port_end(struct wharf_port *port, uint32_t code, int error, const char *format, ...) __attribute__((format(printf, 4, 5)));
+void wh_port_end(struct wharf_port *port, uint32_t code, int error, const char *format, ...)
+	__attribute__((format(printf, 4, 5)));
 void wh_port_progress(struct wharf_port *port); /* looks whether draining has come to its end */
 void wh_port_finish(struct wharf_port *port);   /* runs on_close */
 void wh_port_dirty(struct wharf_port *port);
@@ -177,7 +180,8 @@ void wh_port_flush(struct wharf_port *port);
 void wh_port_hand(struct wharf_port *port, struct wh_outframe *frame); /* to the engine, with control records */
 uint32_t wh_port_bytes_max(const struct wharf_port *port);
 void wh_port_queued(const struct wharf_port *port, uint64_t *ret_messages, uint64_t *ret_bytes);
-bool wh_port_reap(struct wharf_port *port);     /* settles the frame that the engine has finished with. False: one is still with it */
+/* settles the frame that the engine has finished with. False: one is still with it */
+bool wh_port_reap(struct wharf_port *port);
 void wh_port_read_by_peer(struct wharf_port *port, uint64_t frames);
 void wh_port_room(struct wharf_port *port);     /* tells the application if what it was refused would now succeed */
 void wh_port_drop_output(struct wharf_port *port);

@@ -2,9 +2,9 @@
 /*
  * What arrives at a port.
  *
- * A frame is validated whole, then its records are handled in order, straight from the engine's buffer. If the application
- * pauses the port, or the port has had its share of a turn, the rest of the frame and the frames behind it are held; their control
- * records are not, so that receiving never waits for sending.
+ * A frame is validated whole, then its records are handled in order, straight from the engine's buffer. If the
+ * application pauses the port, or the port has had its share of a turn, the rest of the frame and the frames behind it
+ * are held; their control records are not, so that receiving never waits for sending.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -16,7 +16,7 @@
 /* One frame on its way through the records, from the engine's buffer or from a held copy. */
 struct rx {
 	const struct wh_frame *frame;
-	int *fds;          /* an entry is -1 once it has found its owner */
+	int *fds; /* an entry is -1 once it has found its owner */
 	uint32_t n_fds;
 	bool fds_lost;
 	bool controls_done; /* when the frame was held */
@@ -42,10 +42,7 @@ static bool is_data(const struct wh_frame *frame)
 	}
 }
 
-static bool stopped(const struct wharf_port *port)
-{
-	return port->paused || port->state >= WH_PORT_ENDING;
-}
+static bool stopped(const struct wharf_port *port) { return port->paused || port->state >= WH_PORT_ENDING; }
 
 /* ---- Chunks going back ---- */
 
@@ -80,7 +77,8 @@ static void on_announce(struct wharf_port *port, const struct wh_announce *a, st
 	int error;
 
 	if (rx->n_fds < 2) {
-		wh_port_end(port, WHARF_CLOSE_ERROR, EMFILE, "no room in the descriptor table for a segment of the peer");
+		wh_port_end(
+			port, WHARF_CLOSE_ERROR, EMFILE, "no room in the descriptor table for a segment of the peer");
 		return;
 	}
 	if (!port->mapped) {
@@ -107,7 +105,8 @@ static void on_announce(struct wharf_port *port, const struct wh_announce *a, st
 		return;
 	}
 	port->views[a->slot] = view;
-	port->mapped->geometry[a->slot] = (struct wh_geometry){ .n_chunks = a->n_chunks, .chunk_shift = a->chunk_shift };
+	port->mapped->geometry[a->slot] =
+		(struct wh_geometry){ .n_chunks = a->n_chunks, .chunk_shift = a->chunk_shift };
 	port->stats.rx_mapped_bytes += bytes;
 }
 
@@ -190,7 +189,8 @@ static void on_bye(struct wharf_port *port, const struct wh_bye *bye)
 		port->reason.app_code = bye->app_code;
 		break;
 	case WH_BYE_REFUSED:
-		wh_port_end(port, WHARF_CLOSE_PEER_REFUSED, EPROTO, "the peer says that we broke the protocol: %s", bye->text);
+		wh_port_end(port, WHARF_CLOSE_PEER_REFUSED, EPROTO, "the peer says that we broke the protocol: %s",
+			bye->text);
 		break;
 	default:
 		wh_port_end(port, WHARF_CLOSE_MISMATCH, EPROTONOSUPPORT, "%s", bye->text);
@@ -219,14 +219,12 @@ static void handle_control(struct wharf_port *port, const struct wh_record *r, s
 	}
 }
 
-static bool is_ordered(uint8_t kind)
-{
-	return kind == WH_RECORD_MESSAGE || kind == WH_RECORD_BYE;
-}
+static bool is_ordered(uint8_t kind) { return kind == WH_RECORD_MESSAGE || kind == WH_RECORD_BYE; }
 
 static void handle_controls_from(struct wharf_port *port, const struct wh_record *r, struct rx *rx)
 {
-	for (const struct wh_record *end = frame_end(rx->frame); r != end && port->state < WH_PORT_ENDING; r = wh_record_next(r))
+	for (const struct wh_record *end = frame_end(rx->frame); r != end && port->state < WH_PORT_ENDING;
+		r = wh_record_next(r))
 		if (!is_ordered(r->kind))
 			handle_control(port, r, rx);
 	rx->controls_done = true;
@@ -242,7 +240,8 @@ static void call_handler(struct wharf_port *port, struct wh_message *m)
 		/* A copy that the peer cannot change under the reader. */
 		copy = wh_message_take(m, true);
 		if (!copy) {
-			wh_port_end(port, WHARF_CLOSE_ERROR, ENOMEM, "no memory for a message of %zu bytes", m->pub.size);
+			wh_port_end(
+				port, WHARF_CLOSE_ERROR, ENOMEM, "no memory for a message of %zu bytes", m->pub.size);
 			return;
 		}
 	}
@@ -254,7 +253,10 @@ static void call_handler(struct wharf_port *port, struct wh_message *m)
 		free(m->joined);
 }
 
-/* Remembers what is delivered, to catch our own double releases. A peer that sends a chunk again before its release would look like one. */
+/*
+ * Remembers what is delivered, to catch our own double releases. A peer that sends a chunk again before its release
+ * would look like one.
+ */
 static inline bool hold_chunks(struct wharf_port *port, const struct wh_run *run)
 {
 #if WH_ASSERTS >= 2
@@ -278,7 +280,11 @@ static void deliver_any(struct wharf_port *port, const struct wh_record *r, stru
 	struct wharf_slice slices[WH_WIRE_ITEMS_MAX];
 	int fds[WH_ENGINE_FDS_MAX];
 	struct wh_message m = {
-		.pub = { .type = in.record->type, .slices = slices, .n_slices = r->n_items, .n_fds = in.n_fds, .fds = fds,
+		.pub = { .type = in.record->type,
+			.slices = slices,
+			.n_slices = r->n_items,
+			.n_fds = in.n_fds,
+			.fds = fds,
 			.sent_ns = rx->frame->turn_ns },
 		.port = port,
 		.runs = in.runs,
@@ -338,11 +344,14 @@ static const struct wh_record *deliver(struct wharf_port *port, const struct wh_
 			continue;
 		}
 		run = (const struct wh_run *)((const char *)r + sizeof(struct wh_message_record));
-		if (wh_unlikely(r->flags != (WH_RECORD_FIRST | WH_RECORD_LAST) || r->n_items != 1 || !run->n_chunks || port->untrusted)) {
+		if (wh_unlikely(r->flags != (WH_RECORD_FIRST | WH_RECORD_LAST) || r->n_items != 1 || !run->n_chunks ||
+			    port->untrusted)) {
 			deliver_any(port, r, rx);
 			continue;
 		}
-		/* Most messages: whole, one run. The compiler keeps what does not change between them out of the loop. */
+		/*
+		 * Most messages: whole, one run. The compiler keeps what does not change between them out of the loop.
+		 */
 		slice.data = wh_view_at(port->views[run->slot], run->first, run->offset);
 		slice.size = run->size;
 		if (!hold_chunks(port, run))
@@ -445,7 +454,11 @@ void wh_port_deliver_held(struct wharf_port *port)
 	while (!stopped(port) && !wh_list_empty(&port->held) && !share_is_used(port)) {
 		struct wh_held *held = wh_container_of(port->held.next, struct wh_held, link);
 		const struct wh_frame *frame = (const struct wh_frame *)held->frame;
-		struct rx rx = { .frame = frame, .fds = held->fds, .n_fds = held->n_fds, .fds_lost = held->fds_lost, .controls_done = true };
+		struct rx rx = { .frame = frame,
+			.fds = held->fds,
+			.n_fds = held->n_fds,
+			.fds_lost = held->fds_lost,
+			.controls_done = true };
 		const struct wh_record *r = (const struct wh_record *)(held->frame + held->offset);
 
 		count_share(port, frame);
@@ -479,7 +492,8 @@ static void receive_lingering(struct wharf_port *port, const struct wh_event *ev
 {
 	const char *why;
 
-	if (!event->truncated && !wh_frame_check(event->bytes, event->size, event->n_fds, event->fds_lost, &port->limits, &why))
+	if (!event->truncated &&
+		!wh_frame_check(event->bytes, event->size, event->n_fds, event->fds_lost, &port->limits, &why))
 		wh_port_linger(port);
 }
 
@@ -497,7 +511,8 @@ static void receive(struct wharf_port *port, struct wh_event *event)
 	error = wh_frame_check(event->bytes, event->size, event->n_fds, event->fds_lost, &port->limits, &why);
 	if (error == -EPROTONOSUPPORT) {
 		wh_port_send_bye(port, WH_BYE_MISMATCH, 0, "another version of the protocol");
-		wh_port_end(port, WHARF_CLOSE_MISMATCH, EPROTONOSUPPORT, "the peer speaks another version of the protocol");
+		wh_port_end(
+			port, WHARF_CLOSE_MISMATCH, EPROTONOSUPPORT, "the peer speaks another version of the protocol");
 		return;
 	}
 	if (error) {

@@ -18,7 +18,7 @@ static uint32_t message_room(const struct wharf_port *port)
 uint32_t wh_port_bytes_max(const struct wharf_port *port)
 {
 	return message_room(port) - (uint32_t)sizeof(struct wh_message_record) - 8 - /* the word n_fds */
-		WH_WIRE_ITEMS_MAX * ((uint32_t)sizeof(struct wh_run) + 8);             /* items, and rounding */
+		WH_WIRE_ITEMS_MAX * ((uint32_t)sizeof(struct wh_run) + 8);           /* items, and rounding */
 }
 
 static bool fds_fit(const struct wharf_port *port, uint32_t n_fds)
@@ -52,7 +52,8 @@ void wh_port_room(struct wharf_port *port)
 
 	if (port->state > WH_PORT_OPEN)
 		return;
-	if (port->blocked && fds_fit(port, port->blocked_fds) && backlog_takes(port, port->blocked_cost) && wh_outbox_takes_frame(port)) {
+	if (port->blocked && fds_fit(port, port->blocked_fds) && backlog_takes(port, port->blocked_cost) &&
+		wh_outbox_takes_frame(port)) {
 		port->blocked = false;
 		tell = true;
 	}
@@ -75,8 +76,9 @@ struct outgoing {
 
 static int check_parts(const struct wharf_out *out)
 {
-	if (out->flags & ~(uint32_t)WHARF_FDS_MOVE || out->n_parts > WH_WIRE_ITEMS_MAX || (out->n_parts && !out->parts) ||
-	    (out->n_fds && !out->fds) || out->reserved[0] || out->reserved[1] || out->reserved[2])
+	if (out->flags & ~(uint32_t)WHARF_FDS_MOVE || out->n_parts > WH_WIRE_ITEMS_MAX ||
+		(out->n_parts && !out->parts) || (out->n_fds && !out->fds) || out->reserved[0] || out->reserved[1] ||
+		out->reserved[2])
 		return -EINVAL;
 	if (out->key)
 		return -EOPNOTSUPP;
@@ -84,8 +86,8 @@ static int check_parts(const struct wharf_out *out)
 		const struct wharf_part *part = &out->parts[i];
 		if (part->done)
 			return -EOPNOTSUPP;
-		if (part->reserved[0] || part->reserved[1] || (part->buf && part->bytes) || (!part->buf && !part->bytes && part->size) ||
-		    (!part->buf && part->offset))
+		if (part->reserved[0] || part->reserved[1] || (part->buf && part->bytes) ||
+			(!part->buf && !part->bytes && part->size) || (!part->buf && part->offset))
 			return -EINVAL;
 		for (size_t j = 0; part->buf && j < i; j++)
 			if (out->parts[j].buf == part->buf)
@@ -191,7 +193,8 @@ int wharf_send(wharf_port *port, const struct wharf_out *out)
 		return error;
 	if (port->state == WH_PORT_DRAINING || port->tx_dead)
 		return -EPIPE;
-	if (out->n_fds > WH_ENGINE_FDS_MAX || (port->said_hello && out->n_fds > port->peer.fds_max) || out->n_fds > port->tx_fds_max)
+	if (out->n_fds > WH_ENGINE_FDS_MAX || (port->said_hello && out->n_fds > port->peer.fds_max) ||
+		out->n_fds > port->tx_fds_max)
 		return -EMSGSIZE;
 	o.n_lent = 0;
 	o.n_bytes = 0;
@@ -203,11 +206,13 @@ int wharf_send(wharf_port *port, const struct wharf_out *out)
 		.type = out->type,
 		.pieces = o.pieces,
 	};
-	/* A frame may leave before this message is encoded, or it may be refused: its chunks are not yet the peer's to release. */
+	/*
+	 * A frame may leave before this message is encoded, or it may be refused: its chunks are not yet the peer's to
+	 * release.
+	 */
 	wh_lease_hold(port->lease);
 	error = lend_parts(port, out, &o);
-	if (!error && (o.n_bytes > port->tx_message_bytes_max ||
-	    wh_message_size(&o.message) > message_room(port)))
+	if (!error && (o.n_bytes > port->tx_message_bytes_max || wh_message_size(&o.message) > message_room(port)))
 		error = -EMSGSIZE;
 	if (!error && !fds_fit(port, o.message.n_fds))
 		error = again(port, 0, o.message.n_fds);
@@ -245,7 +250,7 @@ int wharf_send_buf(wharf_port *port, uint32_t type, struct wharf_buf *buf)
 		return -EINVAL;
 	open = port->open;
 	if (wh_unlikely(!open || !port->tx_plain || wh_forked() || buf->size > port->tx_message_bytes_max ||
-	    open->encoder.capacity - open->encoder.size < RUN_RECORD || wh_encoder_ended(&open->encoder)))
+		    open->encoder.capacity - open->encoder.size < RUN_RECORD || wh_encoder_ended(&open->encoder)))
 		goto slowly;
 	if (wh_unlikely(wh_lease_lend(port->lease, buf, 0, buf->size, 0, &run)))
 		goto slowly;
@@ -265,10 +270,13 @@ int wharf_send_buf(wharf_port *port, uint32_t type, struct wharf_buf *buf)
 	return 0;
 
 slowly:
-	return wharf_send(port, &(struct wharf_out){ .type = type, .parts = &(struct wharf_part){ .buf = buf }, .n_parts = 1 });
+	return wharf_send(
+		port, &(struct wharf_out){ .type = type, .parts = &(struct wharf_part){ .buf = buf }, .n_parts = 1 });
 }
 
 int wharf_send_bytes(wharf_port *port, uint32_t type, const void *bytes, size_t size)
 {
-	return wharf_send(port, &(struct wharf_out){ .type = type, .parts = &(struct wharf_part){ .bytes = bytes, .size = size }, .n_parts = 1 });
+	return wharf_send(port,
+		&(struct wharf_out){
+			.type = type, .parts = &(struct wharf_part){ .bytes = bytes, .size = size }, .n_parts = 1 });
 }

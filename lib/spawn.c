@@ -65,7 +65,8 @@ static int start(const struct wharf_spawn_options *o, int fd, pid_t *ret_pid)
 			sigemptyset(&none);
 			posix_spawnattr_setsigmask(&attributes, &none);
 			posix_spawnattr_setflags(&attributes, POSIX_SPAWN_SETSIGMASK);
-			error = posix_spawnp(ret_pid, o->path ? o->path : o->argv[0], &actions, &attributes, o->argv, environment);
+			error = posix_spawnp(
+				ret_pid, o->path ? o->path : o->argv[0], &actions, &attributes, o->argv, environment);
 			posix_spawnattr_destroy(&attributes);
 		}
 		posix_spawn_file_actions_destroy(&actions);

@@ -30,19 +30,20 @@ struct wh_view {
 	void (*unowned)(void *owner); /* drops the view's reference to owner, when the view dies. May be NULL */
 	void *owner;
 #if WH_ASSERTS >= 2
-	_Atomic uint64_t *held;     /* chunks delivered and not yet released, once wh_view_hold was called: catches honest double releases */
+	/* chunks delivered and not yet released, once wh_view_hold was called: catches honest double releases */
+	_Atomic uint64_t *held;
 	bool untracked;             /* the peer lends a chunk twice: its releases tell nothing */
 #endif
 };
 
 /*
- * Checks and maps what an announcement brought: memfds of the exact size, sealed against SHRINK, GROW and further seals (the segment also
- * FUTURE_WRITE or WRITE), fully allocated (st_blocks), regular, hugetlb only if allowed. Never trusts a byte of them. Takes no fd: the
- * caller closes both, always. *ret_why is a static text naming what is wrong.
+ * Checks and maps what an announcement brought: memfds of the exact size, sealed against SHRINK, GROW and further seals
+ * (the segment also FUTURE_WRITE or WRITE), fully allocated (st_blocks), regular, hugetlb only if allowed. Never trusts
+ * a byte of them. Takes no fd: the caller closes both, always. *ret_why is a static text naming what is wrong.
  * 0; -EPROTO: the peer's fault; -ENOMEM, -EMFILE: ours.
  */
-int wh_view_open(int segment_fd, int release_fd, uint16_t slot, uint8_t chunk_shift, uint32_t n_chunks, bool huge_allowed,
-	struct wh_view **ret_view, const char **ret_why);
+int wh_view_open(int segment_fd, int release_fd, uint16_t slot, uint8_t chunk_shift, uint32_t n_chunks,
+	bool huge_allowed, struct wh_view **ret_view, const char **ret_why);
 
 static inline struct wh_view *wh_view_ref(struct wh_view *v)
 {
@@ -56,7 +57,10 @@ static inline const char *wh_view_at(const struct wh_view *v, uint32_t first, ui
 	return v->base + ((size_t)first << v->chunk_shift) + offset;
 }
 
-/* Chunks of one word are delivered: their release is expected once. For asserts=full; nothing otherwise. The port's loop. */
+/*
+ * Chunks of one word are delivered: their release is expected once. For asserts=full; nothing otherwise. The port's
+ * loop.
+ */
 #if WH_ASSERTS >= 2
 void wh_view_hold(struct wh_view *view, uint32_t word, uint64_t bits);
 #else
@@ -68,7 +72,8 @@ static inline void wh_view_hold(struct wh_view *view, uint32_t word, uint64_t bi
 
 /*
  * Returns chunks of one word. True: the owner waits for room and the caller now owes it a release-wake.
- * Sequentially consistent with the owner's store to `wanted` and its second look at the words: one of the two sees the other.
+ * Sequentially consistent with the owner's store to `wanted` and its second look at the words: one of the two sees the
+ * other.
  */
 static inline bool wh_view_release(struct wh_view *v, uint32_t word, uint64_t bits)
 {

@@ -8,7 +8,8 @@
 #include "base.h"
 
 enum {
-	WH_WIRE_MAGIC = 0x31464857, /* "WHF1" in memory on a little-endian machine: the other byte order reads as garbage */
+	/* "WHF1" in memory on a little-endian machine: the other byte order reads as garbage */
+	WH_WIRE_MAGIC = 0x31464857,
 	WH_WIRE_VERSION = 1,
 	WH_FRAME_BYTES_MIN = 4096,
 	WH_FRAME_BYTES_MAX = 65536,
@@ -46,7 +47,8 @@ enum { /* wh_record.flags of MESSAGE, CALL, REPLY */
 	WH_RECORD_END = 1u << 3,    /* the stream or call ends with this message */
 };
 
-enum { WH_RUN_ALIGNED = 1u << 0 }; /* inline bytes that lie at a multiple of 64 of the frame: the plain path of a claimed buffer */
+/* inline bytes that lie at a multiple of 64 of the frame: the plain path of a claimed buffer */
+enum { WH_RUN_ALIGNED = 1u << 0 };
 
 struct wh_frame {
 	uint32_t magic;
@@ -72,13 +74,16 @@ struct wh_run {
 	uint16_t slot;              /* inline: 0 */
 	uint8_t n_chunks;           /* 1 to 64, or 0: inline */
 	uint8_t flags;              /* WH_RUN_ALIGNED, inline only */
-	uint32_t first;             /* first chunk, a multiple of n_chunks rounded up to a power of two; inline: from the start of the record to the bytes */
+	/* First chunk, a multiple of n_chunks rounded up to a power of two; inline: from the start of the record to the
+	 * bytes. */
+	uint32_t first;
 	uint32_t offset;            /* from the start of the run to the payload; inline: 0 */
 	uint32_t size;              /* of the payload; 0 only inline */
 };
 
 /* The fixed part of MESSAGE, CALL and REPLY. Then, in this order, each if its condition holds:
- * u64 position (not both FIRST and LAST); u64 call id (CALL, REPLY); u32 n_fds and u32 zero (FDS); then the runs, then inline bytes. */
+ * u64 position (not both FIRST and LAST); u64 call id (CALL, REPLY); u32 n_fds and u32 zero (FDS); then the runs, then
+ * inline bytes. */
 struct wh_message_record {
 	struct wh_record record;
 	uint32_t type;
@@ -98,7 +103,8 @@ struct wh_hello {
 	uint32_t streams_max;       /* under reassembly at once */
 	uint32_t calls_max;
 	uint64_t stream_credit_bytes; /* a stream's first credit */
-	uint32_t window_frames;     /* data frames that this side sends ahead; the peer reports what it has read in time for that */
+	/* data frames that this side sends ahead; the peer reports what it has read in time for that */
+	uint32_t window_frames;
 	uint32_t zero;
 	uint64_t reserved;
 	char name[WH_WIRE_NAME_BYTES]; /* printable ASCII, NUL-terminated, zeros behind */
@@ -107,7 +113,8 @@ struct wh_hello {
 struct wh_credit { struct wh_record record; uint32_t stream; uint32_t zero; uint64_t bytes; };
 struct wh_announce { struct wh_record record; uint16_t slot; uint8_t chunk_shift; uint8_t flags; uint32_t n_chunks; };
 enum { WH_ANNOUNCE_HUGE = 1u << 0 };
-struct wh_slot_record { struct wh_record record; uint16_t slot; uint16_t acknowledged; uint32_t zero; }; /* ANNOUNCE_REQUEST, RETIRE */
+/* ANNOUNCE_REQUEST, RETIRE */
+struct wh_slot_record { struct wh_record record; uint16_t slot; uint16_t acknowledged; uint32_t zero; };
 struct wh_cancel { struct wh_record record; uint64_t call; };
 struct wh_abort { struct wh_record record; uint32_t stream; uint32_t app_code; };
 struct wh_port_record { struct wh_record record; uint32_t type; uint32_t stream; };
@@ -137,9 +144,12 @@ static inline void wh_encode_begin(struct wh_encoder *e, void *memory, uint32_t 
 }
 
 static inline bool wh_encoder_empty(const struct wh_encoder *e) { return e->n_records == 0; }
-static inline bool wh_encoder_ended(const struct wh_encoder *e) { return e->n_fds != 0; } /* a record with fds ends its frame */
+/* A record with fds ends its frame. */
+static inline bool wh_encoder_ended(const struct wh_encoder *e) { return e->n_fds != 0; }
 
-/* Room for a record of `size` (a multiple of 8), counted; NULL: it does not fit, or the frame has ended. Uninitialised. */
+/*
+ * Room for a record of `size` (a multiple of 8), counted; NULL: it does not fit, or the frame has ended. Uninitialised.
+ */
 static inline void *wh_encode_room(struct wh_encoder *e, uint32_t size)
 {
 	if (wh_unlikely(e->capacity - e->size < size || e->n_fds || e->n_records == UINT16_MAX))
@@ -178,22 +188,25 @@ struct wh_message_out {
 	uint16_t n_fds;
 	uint32_t type;
 	uint32_t stream;
-	uint64_t position;          /* total length in the first of several fragments, this fragment's offset in the others */
+	/* total length in the first of several fragments, this fragment's offset in the others */
+	uint64_t position;
 	uint64_t call;
 	const struct wh_piece *pieces;
 };
 
 /*
- * Size that the record takes, at the most: exact but for up to 56 bytes of padding before the first aligned bytes. What is no larger than
- * the capacity less the frame's header always fits an empty frame; call the rest too large.
+ * Size that the record takes, at the most: exact but for up to 56 bytes of padding before the first aligned bytes. What
+ * is no larger than the capacity less the frame's header always fits an empty frame; call the rest too large.
  */
 uint64_t wh_message_size(const struct wh_message_out *message);
-/* False: no room in this frame (nothing was written). The message must obey the rules of wire.c: asserted, not checked. */
+/*
+ * False: no room in this frame (nothing was written). The message must obey the rules of wire.c: asserted, not checked.
+ */
 bool wh_encode_message(struct wh_encoder *e, const struct wh_message_out *message);
 
 /*
- * Control records: `record` is filled by the caller but for record.kind, .size, .flags and .n_items (WAKE is nothing else). n_fds is the kind's:
- * 2 for ANNOUNCE, 1 for PORT, else 0. False: no room in this frame (nothing was written).
+ * Control records: `record` is filled by the caller but for record.kind, .size, .flags and .n_items (WAKE is nothing
+ * else). n_fds is the kind's: 2 for ANNOUNCE, 1 for PORT, else 0. False: no room in this frame (nothing was written).
  */
 bool wh_encode_control(struct wh_encoder *e, enum wh_record_kind kind, void *record, uint16_t n_fds);
 
@@ -217,13 +230,14 @@ struct wh_decode_limits {
 	uint32_t frame_bytes_max;   /* as told to the peer */
 	uint32_t fds_max;           /* application fds per message, up to WH_WIRE_FDS_MAX */
 	uint64_t message_bytes_max; /* of one that is not in fragments */
-	bool said_hello;            /* the peer has: no second HELLO, and before it nothing but HELLO or BYE, alone in its frame */
+	/* the peer has: no second HELLO, and before it nothing but HELLO or BYE, alone in its frame */
+	bool said_hello;
 };
 
 /*
- * Valid if and only if every rule in wire.c holds, for the whole frame; n_fds is what the kernel delivered, fds_lost that
- * it says some were dropped (n_fds may then be less than the header's). The frame must be 8-aligned private memory.
- * 0; -EPROTONOSUPPORT: ours but of another version; -EPROTO: *ret_why says which rule (static).
+ * Valid if and only if every rule in wire.c holds, for the whole frame; n_fds is what the kernel delivered, fds_lost
+ * that it says some were dropped (n_fds may then be less than the header's). The frame must be 8-aligned private
+ * memory. 0; -EPROTONOSUPPORT: ours but of another version; -EPROTO: *ret_why says which rule (static).
  */
 int wh_frame_check(const void *frame, size_t size, uint32_t n_fds, bool fds_lost, const struct wh_decode_limits *limits,
 	const char **ret_why);

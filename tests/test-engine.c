@@ -2,10 +2,16 @@
 /* The engine as the loop sees it: frames, descriptors, ends, connections; at every step of the feature ladder. */
 #include "test-engine.h"
 
+#include <linux/filter.h>
+#include <linux/seccomp.h>
 #include <sys/eventfd.h>
+#include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/un.h>
+
+#include "compat.h"
 
 TestSuite(engine, .timeout = 60);
 
@@ -256,6 +262,30 @@ ENGINE_TEST(empty_datagram_is_no_way_to_smuggle_descriptors)
 	wh_engine_close(engine);
 }
 
+ENGINE_TEST(process_descriptors_that_nobody_asked_for_are_closed)
+{
+	struct wh_engine *engine = open_plain(rung);
+	struct wh_link link;
+	const int yes = 1;
+	size_t n_fds;
+	int fds[2];
+
+	open_pair(fds);
+	if (setsockopt(fds[0], SOL_SOCKET, SO_PASSPIDFD, &yes, sizeof(yes)) < 0)
+		cr_skip_test("this kernel has no SO_PASSPIDFD");
+	wh_engine_attach(engine, &link, fds[0]);
+	wh_engine_receive(engine, &link);
+	n_fds = harness_count_fds();
+	for (uint32_t i = 0; i < 3; i++) {
+		cr_assert_eq(put_number(fds[1], i, 10), 0);
+		take_number(engine, i);
+	}
+	cr_assert_eq(harness_count_fds(), n_fds);
+	detach(engine, &link);
+	close(fds[1]);
+	wh_engine_close(engine);
+}
+
 /* ---- The end ------------------------------------------------------------------------------------------------------ */
 
 ENGINE_TEST(end_comes_after_every_frame)
@@ -302,6 +332,70 @@ ENGINE_TEST(reset_does_not_swallow_frames_and_descriptors)
 	cr_assert_eq(event.result, -ECONNRESET);
 	detach(engine, &link);
 	wh_engine_close(engine);
+}
+
+/* ---- Opening ------------------------------------------------------------------------------------------------------ */
+
+static int open_while_forbidden(void *arg)
+{
+	struct sock_filter filter[] = {
+		BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, __NR_io_uring_setup, 0, 1),
+		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | *(uint32_t *)arg),
+		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+	};
+	struct sock_fprog program = { .len = wh_array_len(filter), .filter = filter };
+	struct wh_engine_config config = { .rx_buffers = 4, .frame_bytes_max = 64 };
+	struct wh_engine *engine = (struct wh_engine *)arg;
+
+	HARNESS_REQUIRE(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0);
+	HARNESS_REQUIRE(prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program) == 0);
+	HARNESS_REQUIRE(wh_engine_open(&config, &engine) == -*(int *)arg);
+	HARNESS_REQUIRE(engine == (struct wh_engine *)arg);
+	return 0;
+}
+
+Test(engine, refusal_of_a_container_is_passed_on)
+{
+	cr_assert_eq(harness_run(open_while_forbidden, &(int){ EPERM }, 20000), 0);
+	cr_assert_eq(harness_run(open_while_forbidden, &(int){ ENOSYS }, 20000), 0);
+}
+
+/* At every point where descriptors or memory can run out. */
+static int open_while_short(void *arg)
+{
+	struct wh_engine_config config = { .rx_buffers = 64, .frame_bytes_max = 32768, .rung = *(uint32_t *)arg };
+	struct rlimit limit = { .rlim_max = 4096 };
+	struct wh_engine *engine;
+	size_t n_fds = harness_count_fds();
+	int r = -EMFILE;
+
+	for (limit.rlim_cur = 3; r == -EMFILE; limit.rlim_cur++) {
+		HARNESS_REQUIRE(limit.rlim_cur < 1000 && setrlimit(RLIMIT_NOFILE, &limit) == 0);
+		r = wh_engine_open(&config, &engine);
+	}
+	HARNESS_REQUIRE(r == 0);
+	wh_engine_close(engine);
+	limit.rlim_cur = limit.rlim_max;
+	HARNESS_REQUIRE(setrlimit(RLIMIT_NOFILE, &limit) == 0);
+	HARNESS_REQUIRE(harness_count_fds() == n_fds);
+	HARNESS_REQUIRE(getuid() || setuid(61235) == 0);
+	for (limit.rlim_cur = 1 << 20; limit.rlim_cur; limit.rlim_cur /= 2) {
+		limit.rlim_max = limit.rlim_cur;
+		HARNESS_REQUIRE(setrlimit(RLIMIT_MEMLOCK, &limit) == 0);
+		r = wh_engine_open(&config, &engine);
+		HARNESS_REQUIRE(r == 0 || r == -ENOMEM);
+		HARNESS_REQUIRE(r || wh_engine_turn(engine, 0) == 0);
+		wh_engine_close(r ? NULL : engine);
+	}
+	HARNESS_REQUIRE(harness_count_fds() == n_fds);
+	return 0;
+}
+
+ENGINE_TEST(shortage_while_opening_is_passed_on_and_leaves_nothing)
+{
+	wh_engine_close(open_plain(rung));
+	cr_assert_eq(harness_run(open_while_short, &rung, 20000), 0);
 }
 
 /* ---- Listening and watching --------------------------------------------------------------------------------------- */
