@@ -14,7 +14,7 @@ enum {
 /* msghdr of every multishot recvmsg: only its lengths matter. */
 static const struct msghdr receive_header = { .msg_controllen = WH_CONTROL_BYTES };
 
-/* ---- Requests ----------------------------------------------------------------------------------------------------- */
+/* ---- Requests ---------------------------------------------------------------------------------------------------- */
 
 /* They only note what is wanted: nothing can fail, the thread does not matter yet, and what is taken back at once costs nothing. */
 
@@ -135,7 +135,7 @@ void wh_engine_detach(struct wh_engine *engine, struct wh_link *link)
 	wh_uring_want(link, link->wanted);
 }
 
-/* ---- From requests to the ring ------------------------------------------------------------------------------------ */
+/* ---- From requests to the ring ----------------------------------------------------------------------------------- */
 
 static void put_control(struct wh_tx *tx, int type, const void *data, size_t bytes)
 {
@@ -257,7 +257,7 @@ static void flush(struct wh_engine *engine)
 	}
 }
 
-/* ---- Turns -------------------------------------------------------------------------------------------------------- */
+/* ---- Turns ------------------------------------------------------------------------------------------------------- */
 
 /* The owners of detaching links wait for an event that no completion will bring any more. */
 static int give_up(struct wh_engine *engine)

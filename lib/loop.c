@@ -3,6 +3,7 @@
 #include "loop.h"
 
 #include <errno.h>
+#include <sched.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -198,7 +199,7 @@ bool wh_loop_kick(struct wharf_loop *loop, struct wh_kick *kick, uint32_t reason
 		kick->next = loop->kicked;
 		loop->kicked = kick;
 		pushed = true;
-		if (!loop->in_step || !pthread_equal(loop->thread, pthread_self()))
+		if (wh_current_loop != loop || !loop->in_step)
 			wh_engine_wake(loop->engine);
 	}
 	pthread_mutex_unlock(&loop->kick_lock);
@@ -210,7 +211,7 @@ static bool run_kicks(struct wharf_loop *loop)
 {
 	struct wh_kick *kick, *next;
 
-	if (wh_likely(!__atomic_load_n(&loop->kicked, __ATOMIC_RELAXED)))
+	if (wh_likely(!atomic_load_explicit(&loop->kicked, memory_order_relaxed)))
 		return false;
 	pthread_mutex_lock(&loop->kick_lock);
 	kick = loop->kicked;
@@ -304,7 +305,7 @@ static void run_endings(struct wharf_loop *loop)
 static bool work_waits(const struct wharf_loop *loop)
 {
 	return !wh_list_empty(&loop->ready) || !wh_list_empty(&loop->ending) ||
-		__atomic_load_n(&loop->kicked, __ATOMIC_RELAXED);
+		atomic_load_explicit(&loop->kicked, memory_order_relaxed);
 }
 
 /* What a deaf engine can still do for its ports: end them. */
@@ -410,11 +411,17 @@ int wharf_loop_step(wharf_loop *loop, int64_t timeout_ns)
 
 int wharf_loop_wake(wharf_loop *loop)
 {
+	int error;
+
 	if (wh_forked())
 		return -ECHILD;
 	if (!loop)
 		return -EINVAL;
-	return atomic_load(&loop->freed) ? -EPIPE : wh_engine_wake(loop->engine);
+	/* No lock: a signal handler may have interrupted whoever holds it. */
+	atomic_fetch_add(&loop->wakers, 1);
+	error = atomic_load(&loop->freed) ? -EPIPE : wh_engine_wake(loop->engine);
+	atomic_fetch_sub(&loop->wakers, 1);
+	return error;
 }
 
 int wharf_loop_run(wharf_loop *loop)
@@ -513,10 +520,12 @@ wharf_loop *wharf_loop_free(wharf_loop *loop)
 	run_kicks(loop);
 	drain_sources(loop);
 	wh_guard_remove(&loop->fork_hook);
+	atomic_store(&loop->freed, true);
+	while (atomic_load(&loop->wakers))
+		sched_yield();
 	pthread_mutex_lock(&loop->kick_lock);
 	engine = loop->engine;
 	loop->engine = NULL;
-	loop->freed = true;
 	pthread_mutex_unlock(&loop->kick_lock);
 	run_kicks(loop);
 	wh_engine_close(engine);

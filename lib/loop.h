@@ -60,7 +60,8 @@ struct wharf_loop {
 	struct wh_timers timers;
 
 	pthread_mutex_t kick_lock;  /* kicks and the life of the engine against other threads */
-	struct wh_kick *kicked;
+	struct wh_kick *_Atomic kicked;
+	_Atomic uint32_t wakers;    /* threads and signal handlers inside wharf_loop_wake */
 
 	struct wh_outframe *spare_frames;
 	uint32_t n_spare_frames;

@@ -149,7 +149,7 @@ Test(kernel_unix, shutdown_is_the_end_for_the_peer_at_once)
 	cr_assert_eq(recv(fds[0], &byte, 1, MSG_DONTWAIT), 0);
 }
 
-/* ---- Descriptors -------------------------------------------------------------------------------------------------- */
+/* ---- Descriptors ------------------------------------------------------------------------------------------------- */
 
 Test(kernel_unix, two_hundred_fifty_three_descriptors_and_not_one_more)
 {
@@ -257,7 +257,7 @@ Test(kernel_unix, descriptors_in_flight_are_limited_per_user)
 	cr_assert_eq(harness_run(fill_with_descriptors, NULL, 20000), 0);
 }
 
-/* ---- Who it is ---------------------------------------------------------------------------------------------------- */
+/* ---- Who it is --------------------------------------------------------------------------------------------------- */
 
 static pid_t sender_of(int fd, pid_t *ret_peer)
 {

@@ -125,7 +125,7 @@ static bool is_readable(int fd, int timeout_ms)
 	return n == 1;
 }
 
-/* ---- Sending ------------------------------------------------------------------------------------------------------ */
+/* ---- Sending ----------------------------------------------------------------------------------------------------- */
 
 static void send_ends_while_it_is_submitted(unsigned flags)
 {
@@ -152,7 +152,7 @@ static void send_ends_while_it_is_submitted(unsigned flags)
 Test(kernel_uring, send_without_waiting_ends_while_it_is_submitted) { send_ends_while_it_is_submitted(BEST); }
 Test(kernel_uring, send_without_waiting_ends_while_it_is_submitted_coop) { send_ends_while_it_is_submitted(COOP); }
 
-/* ---- Receiving ---------------------------------------------------------------------------------------------------- */
+/* ---- Receiving --------------------------------------------------------------------------------------------------- */
 
 Test(kernel_uring, multishot_recvmsg_puts_header_control_and_payload_at_fixed_places)
 {
@@ -314,7 +314,7 @@ Test(kernel_uring, closing_a_socket_that_is_received_from_does_not_end_it)
 	cr_assert_eq(errno, EAGAIN);
 }
 
-/* ---- Completions -------------------------------------------------------------------------------------------------- */
+/* ---- Completions ------------------------------------------------------------------------------------------------- */
 
 Test(kernel_uring, deferred_work_is_flagged_and_runs_in_enter)
 {
@@ -425,7 +425,7 @@ Test(kernel_uring, timeout_can_be_moved_and_a_skipped_success_posts_nothing)
 	cr_assert_eq(done.res, -ENOENT);
 }
 
-/* ---- Threads and hosts -------------------------------------------------------------------------------------------- */
+/* ---- Threads and hosts ------------------------------------------------------------------------------------------- */
 
 static int enable(struct io_uring *ring)
 {

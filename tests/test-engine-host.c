@@ -3,7 +3,6 @@
 #include "test-engine.h"
 
 #include <poll.h>
-#include <pthread.h>
 #include <sys/epoll.h>
 #include <uv.h>
 
@@ -299,6 +298,39 @@ ENGINE_TEST(host_is_woken_by_wake)
 		cr_assert_eq(pthread_join(thread, NULL), 0);
 		settle(&host);
 	}
+	host_close(&host);
+}
+
+ENGINE_TEST(wake_that_has_not_rung_yet_keeps_the_host_awake)
+{
+	struct host host;
+
+	host_open(&host, rung);
+	step(&host, -1);
+	settle(&host);
+	/* A thread stands between its two steps. */
+	wh_engine_rouse(host.engine);
+	cr_assert_eq(wh_engine_turn(host.engine, 0), 0);
+	atomic_store(&host.engine->woken, true);
+	cr_assert_eq(wh_engine_sleep(host.engine, -1, false), 0);
+	expect(&host, BY_EPOLL_BEFORE);
+	step(&host, -1);
+	settle(&host);
+	host_close(&host);
+}
+
+ENGINE_TEST(embedded_engine_can_wait_by_itself)
+{
+	struct host host;
+
+	host_open(&host, rung);
+	step(&host, -1);
+	for (int i = 0; i < 20; i++) {
+		wh_engine_rouse(host.engine);
+		turn_until_woken(host.engine, 1000000);
+		cr_assert_eq(wh_engine_sleep(host.engine, -1, false), 0);
+	}
+	settle(&host);
 	host_close(&host);
 }
 

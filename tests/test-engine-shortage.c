@@ -4,7 +4,7 @@
 
 TestSuite(engine, .timeout = 60);
 
-/* ---- Shortage ----------------------------------------------------------------------------------------------------- */
+/* ---- Shortage ---------------------------------------------------------------------------------------------------- */
 
 ENGINE_TEST(more_datagrams_than_buffers)
 {
@@ -121,6 +121,10 @@ ENGINE_TEST(completion_queue_that_overflows_loses_nothing)
 		}
 	}
 	cr_assert_eq(n_received, LINKS * EACH);
+	while (wh_engine_turn(engine, 0))
+		while (wh_engine_next(engine, &event))
+			cr_assert_eq(event.kind, WH_EVENT_SENT);
+	turn_until_woken(engine, 2000000); /* what the wake is armed with had no room, either */
 	for (int i = 0; i < LINKS; i++) {
 		uint32_t number;
 
@@ -211,7 +215,7 @@ ENGINE_TEST(full_socket_is_a_result_and_tells_when_there_is_room)
 	wh_engine_close(engine);
 }
 
-/* ---- Detaching ---------------------------------------------------------------------------------------------------- */
+/* ---- Detaching --------------------------------------------------------------------------------------------------- */
 
 ENGINE_TEST(detach_lets_queued_frames_out_and_leaks_no_descriptor)
 {
@@ -249,6 +253,46 @@ ENGINE_TEST(detach_lets_queued_frames_out_and_leaks_no_descriptor)
 
 	const char *leak = harness_snapshot_diff(&before);
 	cr_assert(!leak, "%s", leak);
+}
+
+ENGINE_TEST(end_that_is_queued_comes_before_detached)
+{
+	struct wh_engine *engine = open_plain(rung);
+	struct wh_link link;
+	struct wh_event event;
+	int peer = open_link(engine, &link);
+
+	cr_assert_eq(put_number(peer, 0, 10), 0);
+	close(peer);
+	for (int n = 0; n < 2; n = wh_engine_turn(engine, 0))
+		cr_assert_geq(n, 0);
+	wh_engine_detach(engine, &link);
+	take_number(engine, 0);
+	await(engine, WH_EVENT_EOF, &event);
+	await(engine, WH_EVENT_DETACHED, &event);
+	cr_assert(!wh_engine_next(engine, &event));
+	wh_engine_close(engine);
+}
+
+ENGINE_TEST(detach_that_waits_is_not_lost_when_the_engine_breaks)
+{
+	struct wh_engine *engine = open_plain(rung);
+	struct wh_link link;
+	struct wh_event event;
+	int peer = open_link(engine, &link), enter_fd;
+
+	cr_assert_eq(wh_engine_turn(engine, 0), 0);
+	wh_engine_detach(engine, &link);
+	/* As if somebody had closed what is not his. */
+	enter_fd = engine->enter_fd;
+	engine->enter_fd = -1;
+	engine->enter_flags &= ~IORING_ENTER_REGISTERED_RING;
+	cr_assert_eq(wh_engine_turn(engine, 0), -EBADF);
+	cr_assert(wh_engine_next(engine, &event));
+	cr_assert_eq(event.kind, WH_EVENT_DETACHED);
+	engine->enter_fd = enter_fd;
+	wh_engine_close(engine);
+	close(peer);
 }
 
 ENGINE_TEST(peer_sees_the_end_when_detached)

@@ -2,12 +2,11 @@
 /* The engine between threads and processes: whose ring it is, wakes, forked children. */
 #include "test-engine.h"
 
-#include <pthread.h>
 #include <signal.h>
 
 TestSuite(engine, .timeout = 60);
 
-/* ---- Threads ------------------------------------------------------------------------------------------------------ */
+/* ---- Threads ----------------------------------------------------------------------------------------------------- */
 
 static void *run_first_turn(void *arg)
 {
@@ -49,34 +48,14 @@ ENGINE_TEST(ring_belongs_to_the_thread_that_turns_first)
 	wh_engine_close(engine);
 }
 
-struct waker {
-	struct wh_engine *engine;
-	atomic_int said;
-};
-
-static void *wake_from_thread(void *arg)
-{
-	struct waker *waker = arg;
-
-	atomic_store_explicit(&waker->said, 1, memory_order_relaxed);
-	cr_assert_eq(wh_engine_wake(waker->engine), 0);
-	return NULL;
-}
-
 ENGINE_TEST(wake_from_another_thread_ends_a_turn)
 {
-	struct waker waker = { .engine = open_plain(rung) };
-	pthread_t thread;
+	struct wh_engine *engine = open_plain(rung);
 
-	for (int i = 0; i < 200; i++) {
-		atomic_store(&waker.said, 0);
-		cr_assert_eq(pthread_create(&thread, NULL, wake_from_thread, &waker), 0);
-		/* One turn is enough, whether the wake came before, during or, never, after it. */
-		cr_assert_eq(wh_engine_turn(waker.engine, -1), 0);
-		cr_assert_eq(atomic_load_explicit(&waker.said, memory_order_relaxed), 1);
-		cr_assert_eq(pthread_join(thread, NULL), 0);
-	}
-	wh_engine_close(waker.engine);
+	/* It comes before or during the turn. */
+	for (uint32_t i = 0; i < 200; i++)
+		turn_until_woken(engine, i * 1000);
+	wh_engine_close(engine);
 }
 
 ENGINE_TEST(wake_before_the_first_turn_and_during_a_dispatch_counts)
@@ -145,7 +124,7 @@ ENGINE_TEST(turn_waits_no_longer_than_told)
 	wh_engine_close(engine);
 }
 
-/* ---- Forked children ---------------------------------------------------------------------------------------------- */
+/* ---- Forked children --------------------------------------------------------------------------------------------- */
 
 struct family {
 	struct wh_engine *engine;

@@ -15,7 +15,7 @@
 
 TestSuite(engine, .timeout = 60);
 
-/* ---- Frames ------------------------------------------------------------------------------------------------------- */
+/* ---- Frames ------------------------------------------------------------------------------------------------------ */
 
 ENGINE_TEST(frames_go_both_ways_in_order)
 {
@@ -149,7 +149,7 @@ ENGINE_TEST(submit_alone_sends_and_clears_tx)
 	wh_engine_close(engine);
 }
 
-/* ---- Descriptors and credentials ---------------------------------------------------------------------------------- */
+/* ---- Descriptors and credentials --------------------------------------------------------------------------------- */
 
 ENGINE_TEST(most_descriptors_in_one_frame)
 {
@@ -286,7 +286,7 @@ ENGINE_TEST(process_descriptors_that_nobody_asked_for_are_closed)
 	wh_engine_close(engine);
 }
 
-/* ---- The end ------------------------------------------------------------------------------------------------------ */
+/* ---- The end ----------------------------------------------------------------------------------------------------- */
 
 ENGINE_TEST(end_comes_after_every_frame)
 {
@@ -334,7 +334,7 @@ ENGINE_TEST(reset_does_not_swallow_frames_and_descriptors)
 	wh_engine_close(engine);
 }
 
-/* ---- Opening ------------------------------------------------------------------------------------------------------ */
+/* ---- Opening ----------------------------------------------------------------------------------------------------- */
 
 static int open_while_forbidden(void *arg)
 {
@@ -398,40 +398,58 @@ ENGINE_TEST(shortage_while_opening_is_passed_on_and_leaves_nothing)
 	cr_assert_eq(harness_run(open_while_short, &rung, 20000), 0);
 }
 
-/* ---- Listening and watching --------------------------------------------------------------------------------------- */
+/* ---- Listening and watching -------------------------------------------------------------------------------------- */
+
+struct door {
+	struct wh_link link;
+	struct sockaddr_un address;
+	socklen_t length;
+};
+
+static void open_door(struct wh_engine *engine, struct door *door)
+{
+	char name[HARNESS_PATH_MAX];
+	int fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+
+	*door = (struct door){ .address.sun_family = AF_UNIX };
+	harness_abstract_name(name);
+	door->length = (socklen_t)(offsetof(struct sockaddr_un, sun_path) + strlen(name));
+	memcpy(door->address.sun_path + 1, name + 1, strlen(name) - 1);
+	cr_assert_eq(bind(fd, (struct sockaddr *)&door->address, door->length), 0);
+	cr_assert_eq(listen(fd, 16), 0);
+	wh_engine_attach(engine, &door->link, fd);
+	wh_engine_accept(engine, &door->link);
+}
+
+static int knock(struct door *door)
+{
+	int fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
+
+	cr_assert_eq(connect(fd, (struct sockaddr *)&door->address, door->length), 0);
+	return fd;
+}
 
 ENGINE_TEST(accepts_until_detached)
 {
 	enum { N = 5 };
 	struct harness_snapshot before;
-	struct sockaddr_un address = { .sun_family = AF_UNIX };
-	char name[HARNESS_PATH_MAX];
 	struct wh_engine *engine;
-	struct wh_link listener;
 	struct wh_event event;
-	socklen_t length;
-	int clients[N], fd, byte = 7;
+	struct door door;
+	int clients[N], byte = 7;
 
 	harness_snapshot_take(&before);
 	engine = open_plain(rung);
-	harness_abstract_name(name);
-	length = (socklen_t)(offsetof(struct sockaddr_un, sun_path) + strlen(name));
-	memcpy(address.sun_path + 1, name + 1, strlen(name) - 1);
-	fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-	cr_assert_eq(bind(fd, (struct sockaddr *)&address, length), 0);
-	cr_assert_eq(listen(fd, 16), 0);
-	wh_engine_attach(engine, &listener, fd);
-	wh_engine_accept(engine, &listener);
-	wh_engine_accept(engine, &listener);
+	open_door(engine, &door);
+	wh_engine_accept(engine, &door.link);
 	cr_assert_eq(wh_engine_turn(engine, 0), 0);
 	for (int i = 0; i < N; i++) {
-		clients[i] = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
-		cr_assert_eq(connect(clients[i], (struct sockaddr *)&address, length), 0);
+		clients[i] = knock(&door);
 		cr_assert_eq(send(clients[i], &i, sizeof(i), 0), sizeof(i));
 	}
 	for (int i = 0; i < N - 2; i++) {
 		await(engine, WH_EVENT_ACCEPTED, &event);
-		cr_assert_eq(event.link, &listener);
+		cr_assert_eq(event.link, &door.link);
 		cr_assert(fcntl(event.result, F_GETFD) & FD_CLOEXEC);
 		cr_assert_eq(recv(event.result, &byte, sizeof(byte), MSG_DONTWAIT), sizeof(byte));
 		cr_assert_eq(byte, i);
@@ -439,7 +457,7 @@ ENGINE_TEST(accepts_until_detached)
 	}
 	/* One may be on its way: it is not lost, and the one behind it stays in the backlog. */
 	cr_assert_geq(wh_engine_turn(engine, 0), 0);
-	wh_engine_detach(engine, &listener);
+	wh_engine_detach(engine, &door.link);
 	do {
 		cr_assert(next_event(engine, &event));
 		if (event.kind == WH_EVENT_ACCEPTED)
@@ -447,6 +465,28 @@ ENGINE_TEST(accepts_until_detached)
 	} while (event.kind != WH_EVENT_DETACHED);
 	for (int i = 0; i < N; i++)
 		close(clients[i]);
+	wh_engine_close(engine);
+
+	const char *leak = harness_snapshot_diff(&before);
+	cr_assert(!leak, "%s", leak);
+}
+
+ENGINE_TEST(connection_that_comes_while_detaching_is_closed)
+{
+	struct harness_snapshot before;
+	struct wh_engine *engine;
+	struct door door;
+	int client;
+	char byte;
+
+	harness_snapshot_take(&before);
+	engine = open_plain(rung);
+	open_door(engine, &door);
+	cr_assert_eq(wh_engine_turn(engine, 0), 0);
+	client = knock(&door);
+	detach(engine, &door.link);
+	cr_assert_leq(recv(client, &byte, 1, 0), 0);
+	close(client);
 	wh_engine_close(engine);
 
 	const char *leak = harness_snapshot_diff(&before);

@@ -7,8 +7,10 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <pthread.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "engine_uring.h"
@@ -155,6 +157,35 @@ static inline int send_fds(int socket, const void *bytes, size_t size, const int
 	cmsg->cmsg_len = CMSG_LEN(sizeof(int) * n_fds);
 	memcpy(CMSG_DATA(cmsg), fds, sizeof(int) * n_fds);
 	return sendmsg(socket, &header, MSG_NOSIGNAL) < 0 ? -errno : 0;
+}
+
+struct waker {
+	struct wh_engine *engine;
+	uint32_t delay_ns;
+	atomic_bool called;
+};
+
+static inline void *wake_from_thread(void *arg)
+{
+	struct waker *waker = arg;
+
+	nanosleep(&(struct timespec){ .tv_nsec = waker->delay_ns }, NULL);
+	atomic_store_explicit(&waker->called, true, memory_order_relaxed);
+	cr_assert_eq(wh_engine_wake(waker->engine), 0);
+	return NULL;
+}
+
+/* Waits in the kernel until another thread wakes it, or for ever. */
+static inline void turn_until_woken(struct wh_engine *engine, uint32_t delay_ns)
+{
+	struct waker waker = { .engine = engine, .delay_ns = delay_ns };
+	pthread_t thread;
+
+	cr_assert_eq(pthread_create(&thread, NULL, wake_from_thread, &waker), 0);
+	do
+		cr_assert_eq(wh_engine_turn(engine, -1), 0);
+	while (!atomic_load_explicit(&waker.called, memory_order_relaxed));
+	cr_assert_eq(pthread_join(thread, NULL), 0);
 }
 
 #endif
