@@ -353,12 +353,10 @@ int wh_pool_claim_locked(struct wharf_pool *pool, unsigned class, unsigned n, bo
 				goto found;
 			}
 		error = wh_pool_grow(pool, class, n, 0, pool->flags, &slot);
-		if (error == -EAGAIN && wh_pool_make_room(pool, class, n))
-			continue;
-		if (error)
+		if (error && (error != -EAGAIN || !wh_pool_make_room(pool, class, n, false)))
 			return error;
 		/* A slot used again may lie inside the window. */
-		looked = slot << 8 >= atomic_load_explicit(&c->window, memory_order_relaxed);
+		looked = !error && slot << 8 >= atomic_load_explicit(&c->window, memory_order_relaxed);
 	}
 found:
 	if (lease && class < WH_CLASS_LOCAL) {

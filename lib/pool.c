@@ -296,7 +296,7 @@ int wharf_pool_reserve(wharf_pool *pool, size_t buf_bytes, size_t total_bytes, u
 	while ((have = count_runs(pool, class, n, flags)) < wanted) {
 		uint64_t bytes = (wanted - have) * wh_run_align(n) << wh_class_shift(class);
 		error = wh_pool_grow(pool, class, n, (size_t)bytes, pool->flags | flags, &slot);
-		if (error == -EAGAIN && wh_pool_make_room(pool, class, n))
+		if (error == -EAGAIN && wh_pool_make_room(pool, class, n, true))
 			continue;
 		if (error)
 			break;

@@ -240,8 +240,11 @@ int wh_slot_count(struct wh_slot *s);                        /* makes counts. 0;
 
 /* A new segment in which a run of n fits. 0; -EAGAIN: no room under bytes_max, or no slot; -ENOMEM; -EMFILE. */
 int wh_pool_grow(struct wharf_pool *pool, unsigned class, unsigned n, size_t bytes_wanted, uint32_t flags, unsigned *ret_slot);
-/* Could it grow now? If not, begins to retire idle segments; true if that made room at once. */
-bool wh_pool_make_room(struct wharf_pool *pool, unsigned class, unsigned n);
+/*
+ * After everything was looked through in vain: harvests all, and begins to retire idle segments. True: worth another try, because it could
+ * grow now, or because the run has come back meanwhile. for_more: the runs that the class has do not help, and stay.
+ */
+bool wh_pool_make_room(struct wharf_pool *pool, unsigned class, unsigned n, bool for_more);
 
 /* ---- claim.c ---- */
 

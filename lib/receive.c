@@ -344,18 +344,19 @@ static const struct wh_record *deliver(struct wharf_port *port, const struct wh_
 			continue;
 		}
 		run = (const struct wh_run *)((const char *)r + sizeof(struct wh_message_record));
-		if (wh_unlikely(r->flags != (WH_RECORD_FIRST | WH_RECORD_LAST) || r->n_items != 1 || !run->n_chunks ||
-			    port->untrusted)) {
+		if (wh_unlikely(r->flags != (WH_RECORD_FIRST | WH_RECORD_LAST) || r->n_items != 1 || port->untrusted)) {
 			deliver_any(port, r, rx);
 			continue;
 		}
-		/*
-		 * Most messages: whole, one run. The compiler keeps what does not change between them out of the loop.
-		 */
-		slice.data = wh_view_at(port->views[run->slot], run->first, run->offset);
+		/* Most messages: whole, in one piece. What does not change between them stays out of the loop. */
+		if (wh_likely(run->n_chunks)) {
+			slice.data = wh_view_at(port->views[run->slot], run->first, run->offset);
+			if (!hold_chunks(port, run))
+				break;
+		} else {
+			slice.data = (const char *)r + run->first;
+		}
 		slice.size = run->size;
-		if (!hold_chunks(port, run))
-			break;
 		m.pub.type = ((const struct wh_message_record *)r)->type;
 		m.pub.size = run->size;
 		m.runs = run;
@@ -363,11 +364,10 @@ static const struct wh_record *deliver(struct wharf_port *port, const struct wh_
 		n_bytes += run->size;
 		if (port->ops.on_message)
 			port->ops.on_message(port, &m.pub, port->user);
-		if (wh_likely(!m.is_taken)) {
-			wh_port_release_run(port, run);
-		} else {
+		if (wh_unlikely(m.is_taken))
 			m.is_taken = false;
-		}
+		else if (wh_likely(run->n_chunks))
+			wh_port_release_run(port, run);
 	}
 	port->stats.rx_messages += n_messages;
 	port->stats.rx_bytes += n_bytes;

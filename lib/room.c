@@ -87,7 +87,7 @@ static bool would_succeed(struct wharf_pool *pool, struct wh_full_lease *lease)
 
 	for (unsigned c = 0; c < WH_CLASSES; c++)
 		if (lease->owed >> c & 1 &&
-		    (wh_pool_has_run(pool, c, pool->classes[c].failed) || wh_pool_make_room(pool, c, pool->classes[c].failed))) {
+		    (wh_pool_has_run(pool, c, pool->classes[c].failed) || wh_pool_make_room(pool, c, pool->classes[c].failed, false))) {
 			lease->owed &= (uint16_t)~(1u << c);
 			any = true;
 		}

@@ -241,6 +241,20 @@ int wharf_send(wharf_port *port, const struct wharf_out *out)
 	return 0;
 }
 
+/* A plain message is in the open frame. */
+static inline void encoded(struct wharf_port *port, struct wh_outframe *open, size_t size)
+{
+	open->n_messages++;
+	open->n_bytes += size;
+	if (wh_unlikely(!open->data)) {
+		open->data = true;
+		wh_port_dirty(port);
+	}
+	/* A frame without room for one more of the smallest is full. */
+	if (wh_unlikely(open->n_bytes >= WH_FLUSH_BYTES || open->encoder.capacity - open->encoder.size < RUN_RECORD))
+		wh_outbox_turn_over(port);
+}
+
 int wharf_send_buf(wharf_port *port, uint32_t type, struct wharf_buf *buf)
 {
 	struct wh_outframe *open;
@@ -258,15 +272,8 @@ int wharf_send_buf(wharf_port *port, uint32_t type, struct wharf_buf *buf)
 		wh_lease_take_back(port->lease, &run);
 		goto slowly;
 	}
-	open->n_messages++;
-	open->n_bytes += run.size;
 	*buf = (struct wharf_buf)WHARF_BUF_EMPTY;
-	if (wh_unlikely(!open->data)) {
-		open->data = true;
-		wh_port_dirty(port);
-	}
-	if (wh_unlikely(open->n_bytes >= WH_FLUSH_BYTES || open->encoder.capacity - open->encoder.size < RUN_RECORD))
-		wh_outbox_turn_over(port);
+	encoded(port, open, run.size);
 	return 0;
 
 slowly:
@@ -276,7 +283,15 @@ slowly:
 
 int wharf_send_bytes(wharf_port *port, uint32_t type, const void *bytes, size_t size)
 {
-	return wharf_send(port,
-		&(struct wharf_out){
-			.type = type, .parts = &(struct wharf_part){ .bytes = bytes, .size = size }, .n_parts = 1 });
+	struct wh_outframe *open;
+
+	if (wh_unlikely(!port))
+		return -EINVAL;
+	open = port->open;
+	if (wh_unlikely(!open || !port->tx_plain || wh_forked() || size > wh_min(message_room(port), port->tx_message_bytes_max) ||
+	    (size && !bytes) || !wh_encode_bytes(&open->encoder, type, bytes, (uint32_t)size)))
+		return wharf_send(port, &(struct wharf_out){ .type = type,
+			.parts = &(struct wharf_part){ .bytes = bytes, .size = size }, .n_parts = 1 });
+	encoded(port, open, size);
+	return 0;
 }

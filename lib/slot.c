@@ -319,46 +319,67 @@ static bool known(const struct wharf_pool *pool, unsigned slot)
 	return false;
 }
 
+/* Entirely free, everything harvested. */
 static bool idle(struct wharf_pool *pool, unsigned slot)
 {
-	if (!pool->slots[slot] || wh_slot_state(pool->slots[slot]) != WH_SLOT_LIVE)
+	if (wh_slot_state(pool->slots[slot]) != WH_SLOT_LIVE)
 		return false;
 	wh_slot_harvest(pool, slot);
 	return wh_slot_all_free(pool->slots[slot]);
 }
 
-bool wh_pool_make_room(struct wharf_pool *pool, unsigned class, unsigned n)
-{
-	uint64_t least = smallest(class, n), coming = room(pool);
-	bool slot_coming = find_empty(pool) < WH_SLOTS_MAX;
+struct room {
+	uint64_t bytes;
+	bool slot;
+};
 
-	if (coming >= least && slot_coming)
+static struct room room_now(const struct wharf_pool *pool)
+{
+	return (struct room){ .bytes = room(pool), .slot = find_empty(pool) < WH_SLOTS_MAX };
+}
+
+static void add_room(struct room *r, uint64_t bytes)
+{
+	r->bytes += bytes;
+	r->slot = true;
+}
+
+static bool enough(const struct room *r, uint64_t bytes) { return r->bytes >= bytes && r->slot; }
+
+bool wh_pool_make_room(struct wharf_pool *pool, unsigned class, unsigned n, bool for_more)
+{
+	uint64_t least = smallest(class, n);
+	struct room now = room_now(pool), coming = now, possible = now;
+
+	if (enough(&now, least))
 		return true;
-	for (unsigned i = 0; i < WH_SLOTS_MAX; i++)
-		if (pool->slots[i] && (wh_slot_state(pool->slots[i]) == WH_SLOT_RETIRING || idle(pool, i))) {
-			coming += pool->slots[i]->segment.bytes;
-			slot_coming = true;
+	for (unsigned i = 0; i < WH_SLOTS_MAX; i++) {
+		struct wh_slot *s = pool->slots[i];
+		if (!s)
+			continue;
+		if (wh_slot_state(s) == WH_SLOT_RETIRING) {
+			add_room(&coming, s->segment.bytes);
+			add_room(&possible, s->segment.bytes);
+		} else if (idle(pool, i) && !(for_more && s->class == class)) {
+			add_room(&possible, s->segment.bytes);
 		}
+	}
+	/* What has just come back may be what is asked for. */
+	if (!for_more && wh_pool_has_run(pool, class, n))
+		return true;
 	/* Not even with all of them: wait for chunks, not for segments. */
-	if (coming < least || !slot_coming)
+	if (!enough(&possible, least))
 		return false;
-	coming = room(pool);
-	slot_coming = find_empty(pool) < WH_SLOTS_MAX;
-	for (unsigned i = 0; i < WH_SLOTS_MAX; i++)
-		if (pool->slots[i] && wh_slot_state(pool->slots[i]) == WH_SLOT_RETIRING) {
-			coming += pool->slots[i]->segment.bytes;
-			slot_coming = true;
-		}
 	/* First those that no peer has mapped: their memory comes at once. */
 	for (int mapped = 0; mapped < 2; mapped++)
-		for (unsigned i = 0; i < WH_SLOTS_MAX && (coming < least || !slot_coming); i++) {
-			if (!pool->slots[i] || wh_slot_state(pool->slots[i]) != WH_SLOT_LIVE || known(pool, i) != mapped)
+		for (unsigned i = 0; i < WH_SLOTS_MAX && !enough(&coming, least); i++) {
+			struct wh_slot *s = pool->slots[i];
+			if (!s || wh_slot_state(s) != WH_SLOT_LIVE || known(pool, i) != mapped || (for_more && s->class == class))
 				continue;
-			uint64_t bytes = pool->slots[i]->segment.bytes;
-			if (wh_slot_all_free(pool->slots[i]) && wh_slot_retire(pool, i)) {
-				coming += bytes;
-				slot_coming = true;
-			}
+			uint64_t bytes = s->segment.bytes;
+			if (wh_slot_all_free(s) && wh_slot_retire(pool, i))
+				add_room(&coming, bytes);
 		}
-	return room(pool) >= least && find_empty(pool) < WH_SLOTS_MAX;
+	now = room_now(pool);
+	return enough(&now, least);
 }

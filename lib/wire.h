@@ -173,6 +173,33 @@ static inline bool wh_encode_run(struct wh_encoder *e, uint32_t type, const stru
 	return true;
 }
 
+/* What one plain message of `size` bytes takes, all inline. */
+static inline uint32_t wh_bytes_record_size(uint32_t size)
+{
+	return (uint32_t)sizeof(struct wh_message_record) + (uint32_t)sizeof(struct wh_run) + ((size + 7) & ~7u);
+}
+
+/* The other hot case: one whole plain message of bytes. size is at most WH_FRAME_BYTES_MAX. False: no room. */
+static inline bool wh_encode_bytes(struct wh_encoder *e, uint32_t type, const void *bytes, uint32_t size)
+{
+	const uint32_t record_size = wh_bytes_record_size(size);
+	struct { struct wh_message_record message; struct wh_run run; unsigned char bytes[]; } *r =
+		wh_encode_room(e, record_size);
+	if (wh_unlikely(!r))
+		return false;
+	r->message.record =
+		(struct wh_record){ WH_RECORD_MESSAGE, WH_RECORD_FIRST | WH_RECORD_LAST, 1, record_size };
+	r->message.type = type;
+	r->message.stream = 0;
+	r->run = (struct wh_run){ .first = sizeof(*r), .size = size };
+	if (size) {
+		/* The padding first, with the last bytes over it. */
+		memset((unsigned char *)r + record_size - 8, 0, 8);
+		memcpy(r->bytes, bytes, size);
+	}
+	return true;
+}
+
 /* One piece of an outgoing message: a run, or (run NULL) bytes to copy inline. */
 struct wh_piece {
 	const struct wh_run *run;

@@ -1,0 +1,197 @@
+/* SPDX-License-Identifier: MIT */
+/* Waiting for room: ports that are told, threads that sleep. */
+#include <criterion/criterion.h>
+#include <errno.h>
+#include <pthread.h>
+
+#include "peer.h"
+
+TestSuite(room, .init = peer_test_begin, .fini = peer_test_end, .timeout = 60);
+
+Test(room, a_failed_claim_marks_every_map_and_the_port_is_told_once_when_it_would_succeed)
+{
+	FOR_SETTINGS(s) {
+		struct peer p;
+		wharf_pool *pool = new_setting(s, 256 * KIB, &p);
+		struct wh_run runs[16];
+		for (int i = 0; i < 16; i++) {
+			struct wharf_buf buf = claim(pool, 16384);
+			runs[i] = send_buf(&p, &buf);
+		}
+		cr_assert_not(wh_pool_room(pool, p.lease), "nothing failed yet");
+		cr_assert_not(p.views[runs[0].slot]->map->wanted);
+		cr_assert_eq(try_claim(pool, 65536), -EAGAIN);
+		for (int i = 0; i < 16; i++)
+			cr_assert(p.views[runs[i].slot]->map->wanted);
+		cr_assert(release(&p, &runs[0]), "the peer owes a wake");
+		cr_assert_not(wh_pool_room(pool, p.lease), "one chunk is not four");
+		cr_assert(p.views[runs[0].slot]->map->wanted, "marked again");
+		for (int i = 1; i < 16; i++)
+			release(&p, &runs[i]);
+		cr_assert_not(wh_pool_room(pool, p.lease), "all of it is free, but mapped in chunks of 4 KiB");
+		cr_assert_geq(retire_all(&p), 1);
+		cr_assert(wh_pool_room(pool, p.lease));
+		cr_assert_not(wh_pool_room(pool, p.lease), "once");
+		cr_assert_eq(try_claim(pool, 65536), 0);
+		peer_leave(&p, WH_DETACH_RETURNED);
+		wharf_pool_unref(pool);
+	}
+}
+
+Test(room, every_port_of_a_shared_pool_is_told)
+{
+	struct peer p[3];
+	wharf_pool *pool = new_pool(64 * KIB, true);
+	struct wharf_buf bufs[16];
+	for (int i = 0; i < 3; i++)
+		peer_join(&p[i], pool, NULL);
+	for (int i = 0; i < 16; i++)
+		bufs[i] = claim(pool, 4096);
+	cr_assert_eq(try_claim(pool, 4096), -EAGAIN);
+	for (int i = 0; i < 3; i++)
+		cr_assert_not(wh_pool_room(pool, p[i].lease));
+	wharf_buf_abandon(&bufs[5]);
+	for (int i = 0; i < 3; i++)
+		cr_assert_eq(p[i].kicks, 1, "abandoning tells those that wait");
+	for (int i = 0; i < 3; i++) {
+		cr_assert(wh_pool_room(pool, p[i].lease));
+		cr_assert_not(wh_pool_room(pool, p[i].lease));
+	}
+	wharf_buf_abandon(&bufs[6]);
+	for (int i = 0; i < 3; i++)
+		cr_assert_eq(p[i].kicks, 1, "nobody waits");
+	for (int i = 0; i < 16; i++)
+		wharf_buf_abandon(&bufs[i]);
+	for (int i = 0; i < 3; i++)
+		peer_leave(&p[i], WH_DETACH_RETURNED);
+	wharf_pool_unref(pool);
+}
+
+Test(room, what_the_loop_holds_in_private_words_is_given_to_a_claim_of_another_thread)
+{
+	struct peer p;
+	wharf_pool *pool = new_pool(16 * KIB, false);
+	peer_join(&p, pool, &a_loop);
+	wh_current_loop = &a_loop;
+	/* The first makes the segment, the second takes the only word. */
+	struct wharf_buf bufs[2] = { claim(pool, 100), claim(pool, 100) }, big;
+	cr_assert_not(wh_pool_local_idle(pool));
+	wh_current_loop = NULL;
+	cr_assert_eq(wharf_buf_claim(pool, 100, &big), -EAGAIN);
+	cr_assert_eq(p.kicks, 1);
+	wh_current_loop = &a_loop;
+	cr_assert(wh_pool_room(pool, p.lease));
+	cr_assert(wh_pool_local_idle(pool));
+	wh_current_loop = NULL;
+	cr_assert_eq(wharf_buf_claim(pool, 100, &big), 0);
+	wharf_buf_abandon(&big);
+	wh_current_loop = &a_loop;
+	wharf_buf_abandon(&bufs[0]);
+	wharf_buf_abandon(&bufs[1]);
+	peer_leave(&p, WH_DETACH_RETURNED);
+	wharf_pool_unref(pool);
+}
+
+struct waiter {
+	wharf_pool *pool;
+	size_t size;
+	int64_t timeout_ns;
+	int result;
+	_Atomic bool done;
+	struct wharf_buf buf;
+	pthread_t thread;
+};
+
+static void *wait_for_room(void *arg)
+{
+	struct waiter *w = arg;
+	w->result = wharf_buf_claim_wait(w->pool, w->size, w->timeout_ns, &w->buf);
+	w->done = true;
+	return NULL;
+}
+
+static void start_waiter(struct waiter *w, wharf_pool *pool, size_t size, int64_t timeout_ns)
+{
+	*w = (struct waiter){ .pool = pool, .size = size, .timeout_ns = timeout_ns };
+	cr_assert_eq(pthread_create(&w->thread, NULL, wait_for_room, w), 0);
+	/* It cannot be seen to sleep, only to have asked. */
+	while (!(atomic_load(&pool->attention) & WH_WAITERS) && !w->done)
+		sched_yield();
+}
+
+Test(room, a_waiting_claim_refuses_a_loops_thread_and_ends_when_its_time_is_up)
+{
+	wharf_pool *pool = new_pool(4 * KIB, false);
+	struct wharf_buf all = claim(pool, 4096), buf;
+	cr_assert_eq(wharf_buf_claim_wait(pool, 4096, 0, &buf), -ETIMEDOUT);
+	cr_assert_eq(wharf_buf_claim_wait(pool, 4096, 1000000, &buf), -ETIMEDOUT);
+	cr_assert_eq(wharf_buf_claim_wait(pool, 4097, -1, &buf), -EMSGSIZE);
+	cr_assert_eq(atomic_load(&pool->attention), 0);
+	wh_current_loop = &a_loop;
+	cr_assert_eq(wharf_buf_claim_wait(pool, 4096, -1, &buf), -EDEADLK);
+	wh_current_loop = NULL;
+	wharf_buf_abandon(&all);
+	cr_assert_eq(wharf_buf_claim_wait(pool, 4096, -1, &buf), 0);
+	wharf_buf_abandon(&buf);
+	wharf_pool_unref(pool);
+}
+
+Test(room, a_waiting_claim_gets_what_another_thread_abandons)
+{
+	wharf_pool *pool = new_pool(4 * KIB, false);
+	for (int round = 0; round < 50; round++) {
+		struct wharf_buf all = claim(pool, 4096);
+		struct waiter w;
+		start_waiter(&w, pool, 4096, 30 * SECOND);
+		wharf_buf_abandon(&all);
+		pthread_join(w.thread, NULL);
+		cr_assert_eq(w.result, 0);
+		wharf_buf_abandon(&w.buf);
+	}
+	wharf_pool_unref(pool);
+}
+
+Test(room, a_waiting_claim_gets_what_the_peer_releases)
+{
+	FOR_SETTINGS(s) {
+		struct peer p;
+		wharf_pool *pool = new_setting(s, 4 * KIB, &p);
+		for (int round = 0; round < 50; round++) {
+			struct wharf_buf all = claim(pool, 4096);
+			struct wh_run run = send_buf(&p, &all);
+			struct waiter w;
+			start_waiter(&w, pool, 4096, 30 * SECOND);
+			/* Unless the waiter saw the release itself, the peer owes a wake, and the loop acts on it. */
+			if (release(&p, &run) || p.kicks)
+				wh_pool_room(pool, p.lease);
+			p.kicks = 0;
+			pthread_join(w.thread, NULL);
+			cr_assert_eq(w.result, 0);
+			wharf_buf_abandon(&w.buf);
+			cr_assert_not(p.views[run.slot]->map->wanted, "nobody wants any more");
+		}
+		peer_leave(&p, WH_DETACH_RETURNED);
+		wharf_pool_unref(pool);
+	}
+}
+
+Test(room, a_waiting_claim_ends_with_EPIPE_when_the_last_port_is_gone)
+{
+	struct peer p, q;
+	wharf_pool *pool = new_pool(4 * KIB, true);
+	peer_join(&p, pool, NULL);
+	peer_join(&q, pool, NULL);
+	struct wharf_buf all = claim(pool, 4096), buf;
+	struct waiter w;
+	start_waiter(&w, pool, 4096, -1);
+	peer_leave(&p, WH_DETACH_RETURNED);
+	cr_assert_not(w.done, "one is left");
+	peer_leave(&q, WH_DETACH_RETURNED);
+	pthread_join(w.thread, NULL);
+	cr_assert_eq(w.result, -EPIPE);
+	cr_assert_eq(wharf_buf_claim_wait(pool, 4096, -1, &buf), -EPIPE);
+	wharf_buf_abandon(&all);
+	cr_assert_eq(wharf_buf_claim_wait(pool, 4096, -1, &buf), 0, "room is room");
+	wharf_buf_abandon(&buf);
+	wharf_pool_unref(pool);
+}
