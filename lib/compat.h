@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* Constants of newer kernels than the headers we build against: each is tried at run time, and done without when refused. */
+/* Constants of newer kernels than our headers: each is tried at run time, and done without when refused. */
 #ifndef WH_COMPAT_H
 #define WH_COMPAT_H
 

@@ -3,8 +3,8 @@
  * The seam between the loop and the kernel. An engine speaks in events, with the kernel's quirks smoothed away; the
  * loop and the ports know neither io_uring nor epoll. One engine per loop, used by one thread, wh_engine_wake excepted.
  *
- * Nothing is delivered inside a request: everything comes out of wh_engine_next, per link in the order in which it
- * happened.
+ * Nothing is delivered inside a request: everything comes out of wh_engine_next; the frames and the end of a link in
+ * the order in which they happened.
  */
 #ifndef WH_ENGINE_H
 #define WH_ENGINE_H
@@ -28,7 +28,7 @@ enum wh_event_kind {
 	WH_EVENT_SENT,
 	/* the peer has shut down or died. After every frame it had sent; result 0 or -ECONNRESET */
 	WH_EVENT_EOF,
-	WH_EVENT_ERROR,        /* receiving has failed for good: result. No more frames */
+	WH_EVENT_ERROR,        /* receiving has failed for good: result (-EPROTO: an empty datagram). No more frames */
 	WH_EVENT_WRITABLE,     /* once per wh_engine_want_writable */
 	WH_EVENT_DETACHED,     /* last event of a link: its fd is closed, its memory may go */
 	WH_EVENT_ACCEPTED,     /* result is a new connected fd (close-on-exec), now the user's */
@@ -109,7 +109,8 @@ const char *wh_engine_name(const struct wh_engine *engine);
  * One exchange with the kernel: submits what was requested, waits up to timeout_ns (negative: for ever; 0: not at all;
  * and not at all while events are queued) and queues what has happened. Enters the kernel only if there is a reason.
  * May be called by the thread that first calls it only. Returns how many events are queued; 0 also after
- * wh_engine_wake; a negative errno: broken.
+ * wh_engine_wake, a signal, or for nothing; a negative errno: broken, for good. A broken engine still has its queued
+ * events, and a link that is detached from it has its DETACHED at once.
  */
 int wh_engine_turn(struct wh_engine *engine, int64_t timeout_ns);
 
@@ -131,26 +132,29 @@ bool wh_engine_next(struct wh_engine *engine, struct wh_event *ret_event);
  */
 void wh_engine_frame_done(struct wh_engine *engine, struct wh_event *frame);
 
-/* Requests. They cannot fail: a full queue is submitted, a broken engine shows in the next turn. */
+/* Requests. They cannot fail, and may be made before the first turn; a broken engine shows in the next turn. */
 void wh_engine_attach(struct wh_engine *engine, struct wh_link *link, int fd); /* owns fd from here on */
 /* starts, or goes on, receiving frames */
 void wh_engine_receive(struct wh_engine *engine, struct wh_link *link);
-/* frames already queued still come out */
+/* what is queued, or comes before the kernel hears of it, still comes out; after that not even the end */
 void wh_engine_pause(struct wh_engine *engine, struct wh_link *link);
 /* link->tx must be NULL; -EAGAIN is a result */
 void wh_engine_send(struct wh_engine *engine, struct wh_link *link, struct wh_tx *tx);
 void wh_engine_want_writable(struct wh_engine *engine, struct wh_link *link);  /* idempotent until it fires */
-void wh_engine_accept(struct wh_engine *engine, struct wh_link *link);         /* a listening socket: until an error */
-void wh_engine_watch(struct wh_engine *engine, struct wh_link *link);          /* any pollable fd */
-/* ends everything of it, closes its fd */
+/* a listening socket: one connection after the other, each when the event of the last was taken; until an error */
+void wh_engine_accept(struct wh_engine *engine, struct wh_link *link);
+/* any pollable fd, but no eventfd once wh_engine_fd was asked for: a host that sleeps may not hear of it */
+void wh_engine_watch(struct wh_engine *engine, struct wh_link *link);
+/* ends everything of it, closes its fd; a send that was requested before still goes */
 void wh_engine_detach(struct wh_engine *engine, struct wh_link *link);
 
 /* Makes a waiting turn return, and the pollable fd readable. Any thread, and signal handlers. 0 or a negative errno. */
 int wh_engine_wake(struct wh_engine *engine);
 
 /*
- * One level-triggered descriptor for a host loop; created by the first call. Negative errno. From then on the loop
- * calls wh_engine_sleep at the end of every turn and of every burst of requests outside one, and wh_engine_rouse at the
+ * One level-triggered descriptor for a host loop; created by the first call, readable until the first turn. It may
+ * become readable for nothing: a deadline that was given up stays. Negative errno. From then on the loop calls
+ * wh_engine_sleep at the end of every turn and of every burst of requests outside one, and wh_engine_rouse at the
  * start of a turn.
  */
 int wh_engine_fd(struct wh_engine *engine);

@@ -7,16 +7,18 @@
 #include <string.h>
 #include <unistd.h>
 
-enum {
-	TASK_WORK_ROUNDS = 4,  /* the kernel runs 20 pieces of deferred work per enter: more per turn would delay dispatch */
-};
+/* The kernel runs 20 pieces of deferred work per enter: more per turn would delay dispatch. Guessed, never tuned. */
+enum { TASK_WORK_ROUNDS = 4 };
 
 /* msghdr of every multishot recvmsg: only its lengths matter. */
 static const struct msghdr receive_header = { .msg_controllen = WH_CONTROL_BYTES };
 
 /* ---- Requests ---------------------------------------------------------------------------------------------------- */
 
-/* They only note what is wanted: nothing can fail, the thread does not matter yet, and what is taken back at once costs nothing. */
+/*
+ * They only note what is wanted: nothing can fail, the thread does not matter yet, and what is taken back at once costs
+ * nothing.
+ */
 
 void wh_engine_attach(struct wh_engine *engine, struct wh_link *link, int fd)
 {
@@ -175,7 +177,8 @@ static void prepare(struct wh_engine *engine, struct wh_link *link, uint32_t req
 	switch (request) {
 	case REQUEST_RECEIVE:
 		if (engine->multishot) {
-			io_uring_prep_recvmsg_multishot(sqe, link->fd, (struct msghdr *)(uintptr_t)&receive_header, MSG_CMSG_CLOEXEC);
+			io_uring_prep_recvmsg_multishot(sqe, link->fd, (struct msghdr *)(uintptr_t)&receive_header,
+				MSG_CMSG_CLOEXEC);
 			sqe->flags |= IOSQE_BUFFER_SELECT;
 			sqe->buf_group = RX_GROUP;
 		} else {
@@ -273,9 +276,9 @@ int wh_engine_turn(struct wh_engine *engine, int64_t timeout_ns)
 		wh_uring_enable(engine);
 	if (wh_unlikely(engine->broken))
 		return give_up(engine);
-	wh_uring_harvest(engine); /* what came along with earlier submissions decides whether there is a reason to wait */
+	wh_uring_harvest(engine); /* what came along with submissions decides whether there is a reason to wait */
 	flush(engine);
-	if (engine->n_events || atomic_load(&engine->woken) || io_uring_cq_ready(&engine->ring) || !wh_list_empty(&engine->todo))
+	if (wh_engine_busy(engine) || atomic_load(&engine->woken) || !wh_list_empty(&engine->todo))
 		timeout_ns = 0;
 	if (timeout_ns != 0 || io_uring_sq_ready(&engine->ring) || wh_uring_kernel_waits(engine))
 		wh_uring_enter(engine, timeout_ns, true);
@@ -306,5 +309,5 @@ int wh_engine_submit(struct wh_engine *engine)
 
 bool wh_engine_busy(const struct wh_engine *engine)
 {
-	return engine->n_events || (engine->enabled && (io_uring_cq_ready(&engine->ring) || wh_uring_kernel_waits(engine)));
+	return engine->n_events || io_uring_cq_ready(&engine->ring) || wh_uring_kernel_waits(engine);
 }

@@ -10,8 +10,8 @@
 #include "engine.h"
 
 /*
- * A receive buffer, as multishot recvmsg fills it: struct io_uring_recvmsg_out, WH_CONTROL_BYTES of control messages, payload.
- * It begins RX_SHIFT bytes into its slot, so that the payload is 64-aligned.
+ * A receive buffer, as multishot recvmsg fills it: struct io_uring_recvmsg_out, WH_CONTROL_BYTES of control messages,
+ * payload. It begins RX_SHIFT bytes into its slot, so that the payload is 64-aligned.
  */
 enum {
 	RX_HEADER = sizeof(struct io_uring_recvmsg_out) + WH_CONTROL_BYTES,
@@ -22,8 +22,8 @@ static_assert((RX_SHIFT + RX_HEADER) % 64 == 0, "payloads are 64-aligned");
 static_assert(RX_SHIFT % _Alignof(struct cmsghdr) == 0, "control messages are aligned");
 
 /*
- * user_data of a request: its link with the request's number in the low bits, which is safe because a link outlives its last
- * completion. Requests of the engine itself have no link.
+ * user_data of a request: its link with the request's number in the low bits, which is safe because a link outlives its
+ * last completion. Requests of the engine itself have no link.
  */
 enum {
 	REQUEST_RECEIVE = 1,
@@ -116,8 +116,8 @@ static inline struct io_uring_recvmsg_out *wh_uring_buffer(const struct wh_engin
 static inline void wh_uring_buffer_give(struct wh_engine *engine, uint32_t index)
 {
 	if (engine->multishot) {
-		io_uring_buf_ring_add(engine->rx_ring, wh_uring_buffer(engine, index), engine->rx_bytes, (unsigned short)index,
-			(int)engine->rx_n - 1, 0);
+		io_uring_buf_ring_add(engine->rx_ring, wh_uring_buffer(engine, index), engine->rx_bytes,
+			(unsigned short)index, (int)engine->rx_n - 1, 0);
 		io_uring_buf_ring_advance(engine->rx_ring, 1);
 	} else {
 		wh_list_append(&engine->rx_spare, &engine->slots[index].node.queue);
@@ -178,8 +178,10 @@ static inline uint32_t wh_uring_cancels_due(const struct wh_link *link)
 	return due << CANCEL_SHIFT;
 }
 
-/* Enters the kernel: submits all, waits for one completion up to timeout_ns (negative: for ever, 0: not at all), runs task work.
- * 0 or negative: broken. */
+/*
+ * Enters the kernel: submits all, waits for one completion up to timeout_ns (negative: for ever, 0: not at all); runs
+ * task work if it waits or get_events is set. 0 or negative: broken.
+ */
 int wh_uring_enter(struct wh_engine *engine, int64_t timeout_ns, bool get_events);
 /* NULL: the queue is full, and the kernel does not take it now. */
 struct io_uring_sqe *wh_uring_sqe(struct wh_engine *engine);

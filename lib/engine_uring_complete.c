@@ -107,7 +107,12 @@ static bool receive_one(struct wh_engine *engine, struct wh_link *link)
 	index = (uint32_t)(wh_container_of(spare, struct rx_slot, node.queue) - engine->slots);
 	out = wh_uring_buffer(engine, index);
 	struct iovec iov = { .iov_base = (unsigned char *)out + RX_HEADER, .iov_len = engine->rx_bytes - RX_HEADER };
-	struct msghdr header = { .msg_control = out + 1, .msg_controllen = WH_CONTROL_BYTES, .msg_iov = &iov, .msg_iovlen = 1 };
+	struct msghdr header = {
+		.msg_control = out + 1,
+		.msg_controllen = WH_CONTROL_BYTES,
+		.msg_iov = &iov,
+		.msg_iovlen = 1,
+	};
 
 	size = recvmsg(link->fd, &header, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
 	if (size < 0) {
@@ -213,7 +218,8 @@ static void complete(struct wh_engine *engine, const struct io_uring_cqe *cqe)
 			wh_uring_want(link, wh_uring_cancels_due(link));
 		break;
 	}
-	if (wh_unlikely(link->state & DETACHING) && !link->armed && !link->cancels && !(link->wanted & WH_BIT(REQUEST_SEND)))
+	if (wh_unlikely(link->state & DETACHING) && !link->armed && !link->cancels
+		&& !(link->wanted & WH_BIT(REQUEST_SEND)))
 		wh_uring_finish_detach(link);
 }
 

@@ -8,13 +8,17 @@
 #include <time.h>
 #include <unistd.h>
 
-/* Async-signal-safe, and no cancellation point: a thread that ended between woken and the write would deafen the loop. */
+/*
+ * Async-signal-safe, and no cancellation point: a thread that ended between setting woken and the write would deafen
+ * the loop.
+ */
 static int post(int fd)
 {
 	const uint64_t one = 1;
 	int saved = errno, r = 0;
 
-	if (syscall(SYS_write, fd, &one, sizeof(one)) < 0 && errno != EAGAIN) /* EAGAIN: it counts to the brim already */
+	/* EAGAIN: its count is at the brim already. */
+	if (syscall(SYS_write, fd, &one, sizeof(one)) < 0 && errno != EAGAIN)
 		r = -errno;
 	errno = saved;
 	return r;
@@ -23,9 +27,9 @@ static int post(int fd)
 int wh_engine_wake(struct wh_engine *engine)
 {
 	/*
-	 * Either this sees that the host waits, or wh_engine_sleep sees woken; and either this sees that it does not, or the
-	 * turn after wh_engine_rouse sees woken. The host must be told directly: a ring with deferred task work does not
-	 * pass on what an eventfd tells it, save for the first time.
+	 * Either this sees that the host waits, or wh_engine_sleep sees woken; and either this sees that it does not,
+	 * or the turn after wh_engine_rouse sees woken. The host must be told directly: a ring with deferred task work
+	 * does not pass on to its eventfd what another eventfd tells it, save for the first time.
 	 */
 	if (atomic_exchange(&engine->woken, true))
 		return 0;
@@ -67,8 +71,8 @@ static int64_t now_ns(void)
 }
 
 /*
- * One timeout at most is armed. It is only ever moved to an earlier time; a late one may fire for nothing, which costs one
- * idle turn. The request is submitted with what follows.
+ * One timeout at most is armed. It is only ever moved to an earlier time; a late one may fire for nothing, which costs
+ * one idle turn. The request is submitted with what follows.
  */
 static void arm_deadline(struct wh_engine *engine, int64_t deadline_ns)
 {
@@ -116,7 +120,7 @@ int wh_engine_sleep(struct wh_engine *engine, int64_t deadline_ns, bool now)
 	now |= atomic_load(&engine->woken);
 	if (!now) {
 		io_uring_cq_eventfd_toggle(&engine->ring, true);
-		/* The kernel looks at the flag after it has posted: either it sees this store, or this sees what it posted. */
+		/* The kernel looks at the flag after it posts: it sees this store, or this sees what it posted. */
 		atomic_thread_fence(memory_order_seq_cst);
 		now = io_uring_cq_ready(&engine->ring) || wh_uring_kernel_waits(engine);
 	}
@@ -133,9 +137,9 @@ void wh_engine_rouse(struct wh_engine *engine)
 		return;
 	atomic_store(&engine->asleep, false);
 	io_uring_cq_eventfd_toggle(&engine->ring, false);
-	/* Always, not only when something is seen to have come: the kernel signals after it posts. Fails if there was nothing. */
+	/* Always, not only when something is seen to have come: the kernel signals after it posts. */
 	if (read(engine->event_fd, &count, sizeof(count)) < 0)
-		count = 0;
+		count = 0; /* nothing had come */
 	engine->event_fd_used = false;
 }
 

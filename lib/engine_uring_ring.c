@@ -37,7 +37,7 @@ static uint32_t round_up_power(uint32_t n)
 	return power;
 }
 
-/* The queue's indices never change: entry i is slot i. Kernels and liburings that know NO_SQARRAY have no such array. */
+/* The queue's indices never change: entry i is slot i. Newer liburings do without that array where the kernel can. */
 static void fill_sq_array(struct io_uring *ring)
 {
 	if (ring->flags & IORING_SETUP_NO_SQARRAY)
@@ -55,9 +55,10 @@ static int open_ring(struct wh_engine *engine, const struct wh_engine_config *co
 
 	while (rung < wh_array_len(rungs)) {
 		struct io_uring_params params = {
-			/* COOP_TASKRUN is implied by DEFER_TASKRUN, but without it TASKRUN_FLAG is not accepted everywhere. */
-			.flags = rungs[rung].flags | IORING_SETUP_COOP_TASKRUN | IORING_SETUP_TASKRUN_FLAG | IORING_SETUP_SUBMIT_ALL
-				| IORING_SETUP_CLAMP | IORING_SETUP_CQSIZE | IORING_SETUP_R_DISABLED,
+			/* DEFER_TASKRUN implies COOP_TASKRUN, but not for every kernel that checks TASKRUN_FLAG. */
+			.flags = rungs[rung].flags | IORING_SETUP_COOP_TASKRUN | IORING_SETUP_TASKRUN_FLAG
+				| IORING_SETUP_SUBMIT_ALL | IORING_SETUP_CLAMP | IORING_SETUP_CQSIZE
+				| IORING_SETUP_R_DISABLED,
 			.cq_entries = cq,
 		};
 
@@ -77,7 +78,7 @@ static int open_ring(struct wh_engine *engine, const struct wh_engine_config *co
 			fill_sq_array(&engine->ring);
 			return 0;
 		case -ENOMEM:
-			/* Rings are charged to RLIMIT_MEMLOCK per user on some kernels. Overflow is survived, so a small one will do. */
+			/* Some kernels charge RLIMIT_MEMLOCK, per user. Overflow is survived: a small ring will do. */
 			if (sq <= SQ_ENTRIES_MIN || cq <= CQ_ENTRIES_MIN)
 				return r;
 			sq /= 2;
@@ -113,7 +114,7 @@ static int map_private(size_t bytes, void **ret_memory)
 static int open_buffers(struct wh_engine *engine, const struct wh_engine_config *config)
 {
 	struct io_uring_buf_reg reg = { .ring_entries = config->rx_buffers, .bgid = RX_GROUP };
-	void *memory;
+	void *memory = NULL;
 	int r;
 
 	engine->rx_n = config->rx_buffers;
@@ -168,7 +169,8 @@ int wh_engine_open(const struct wh_engine_config *config, struct wh_engine **ret
 	struct wh_engine *engine;
 	int r;
 
-	wh_assert(config->rx_buffers && !(config->rx_buffers & (config->rx_buffers - 1)) && config->rx_buffers <= 1 << 15);
+	wh_assert(config->rx_buffers && !(config->rx_buffers & (config->rx_buffers - 1)));
+	wh_assert(config->rx_buffers <= 1 << 15);
 	engine = aligned_alloc(64, wh_align_up(bytes, 64));
 	if (!engine)
 		return -ENOMEM;
@@ -205,10 +207,10 @@ const char *wh_engine_name(const struct wh_engine *engine)
 	return rungs[engine->rung].name;
 }
 
-/* Saves a reference count per enter in threaded programs. The slot is this thread's, hence not liburing's bookkeeping. */
+/* Saves a reference count per enter in threaded programs. The slot is this thread's: liburing's bookkeeping is not. */
 static void register_ring_fd(struct wh_engine *engine)
 {
-	struct io_uring_rsrc_update update = { .offset = UINT32_MAX, .data = (uint64_t)engine->ring.ring_fd };
+	struct io_uring_rsrc_update update = { .offset = UINT32_MAX, .data = (unsigned)engine->ring.ring_fd };
 
 	if (io_uring_register((unsigned)engine->ring.ring_fd, IORING_REGISTER_RING_FDS, &update, 1) != 1)
 		return;
@@ -259,7 +261,8 @@ int wh_uring_enter(struct wh_engine *engine, int64_t timeout_ns, bool get_events
 		flags |= IORING_ENTER_EXT_ARG;
 	}
 	engine->n_enters++;
-	r = io_uring_enter2((unsigned)engine->enter_fd, submit, timeout_ns != 0, flags, arg_bytes ? (void *)&arg : NULL, arg_bytes);
+	r = io_uring_enter2((unsigned)engine->enter_fd, submit, timeout_ns != 0, flags, arg_bytes ? (void *)&arg : NULL,
+		arg_bytes);
 	if (wh_likely(r >= 0))
 		return 0;
 	switch (r) {
@@ -268,7 +271,7 @@ int wh_uring_enter(struct wh_engine *engine, int64_t timeout_ns, bool get_events
 	case -EAGAIN: /* no memory for a request at the moment: what was not taken stays in the queue */
 	case -EBUSY:  /* completions must be harvested first */
 		return 0;
-	default:      /* -EEXIST: another thread's ring; -EBADR: a completion was lost; -EBADF: somebody closed our descriptor */
+	default:      /* -EEXIST: another thread's ring; -EBADR: a completion was lost; -EBADF: our fd was closed */
 		engine->broken = r;
 		return r;
 	}
@@ -295,7 +298,7 @@ void wh_engine_close(struct wh_engine *engine)
 
 void wh_engine_forked(struct wh_engine *engine)
 {
-	/* The mappings are not here (DONTFORK), so these descriptors are all that would keep the parent's requests alive. */
+	/* The mappings are not here (DONTFORK): only these descriptors could keep the parent's requests alive. */
 	close_fd(&engine->ring.ring_fd);
 	close_fd(&engine->wake_fd);
 	close_fd(&engine->event_fd);

@@ -490,13 +490,15 @@ const char *wharf_loop_engine(const wharf_loop *loop)
 static void drain_sources(struct wharf_loop *loop)
 {
 	struct wh_event event;
+	int n = 0;
 
-	while (!wh_list_empty(&loop->sources)) {
-		if (wh_engine_turn(loop->engine, -1) < 0)
-			break;
+	/* A broken engine has still to say which links are detached. */
+	while (!wh_list_empty(&loop->sources) && n >= 0) {
+		n = wh_engine_turn(loop->engine, -1);
 		while (wh_engine_next(loop->engine, &event)) {
 			struct wh_source *source = wh_container_of(event.link, struct wh_source, link);
 			source->event(source, &event);
+			n = 0;
 		}
 	}
 }

@@ -37,7 +37,9 @@ static int send_fds(int socket, const int *fds, size_t n_fds)
 	};
 	struct cmsghdr *cmsg = CMSG_FIRSTHDR(&header);
 
-	*cmsg = (struct cmsghdr){ .cmsg_len = CMSG_LEN(sizeof(int) * n_fds), .cmsg_level = SOL_SOCKET, .cmsg_type = SCM_RIGHTS };
+	cmsg->cmsg_len = CMSG_LEN(sizeof(int) * n_fds);
+	cmsg->cmsg_level = SOL_SOCKET;
+	cmsg->cmsg_type = SCM_RIGHTS;
 	memcpy(CMSG_DATA(cmsg), fds, sizeof(int) * n_fds);
 	return sendmsg(socket, &header, MSG_NOSIGNAL | MSG_DONTWAIT) == 1 ? 0 : -errno;
 }
@@ -166,13 +168,20 @@ Test(kernel_unix, several_rights_messages_arrive_as_one)
 {
 	_Alignas(struct cmsghdr) unsigned char control[2 * CMSG_SPACE(sizeof(int))] = { 0 };
 	struct iovec iov = { .iov_base = (char[]){ "x" }, .iov_len = 1 };
-	struct msghdr header = { .msg_iov = &iov, .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof(control) };
+	struct msghdr header = {
+		.msg_iov = &iov,
+		.msg_iovlen = 1,
+		.msg_control = control,
+		.msg_controllen = sizeof(control),
+	};
 	struct cmsghdr *cmsg;
 	int fds[2], passed = STDERR_FILENO;
 
 	open_pair(fds);
 	for (cmsg = CMSG_FIRSTHDR(&header); cmsg; cmsg = CMSG_NXTHDR(&header, cmsg)) {
-		*cmsg = (struct cmsghdr){ .cmsg_len = CMSG_LEN(sizeof(int)), .cmsg_level = SOL_SOCKET, .cmsg_type = SCM_RIGHTS };
+		cmsg->cmsg_len = CMSG_LEN(sizeof(int));
+		cmsg->cmsg_level = SOL_SOCKET;
+		cmsg->cmsg_type = SCM_RIGHTS;
 		memcpy(CMSG_DATA(cmsg), &passed, sizeof(passed));
 	}
 	cr_assert_eq(sendmsg(fds[0], &header, 0), 1);
@@ -187,7 +196,12 @@ Test(kernel_unix, descriptors_without_room_are_dropped_and_the_others_installed)
 {
 	_Alignas(struct cmsghdr) unsigned char control[CMSG_LEN(sizeof(int) * 2)];
 	struct iovec iov = { .iov_base = (char[]){ "x" }, .iov_len = 1 };
-	struct msghdr header = { .msg_iov = &iov, .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof(control) };
+	struct msghdr header = {
+		.msg_iov = &iov,
+		.msg_iovlen = 1,
+		.msg_control = control,
+		.msg_controllen = sizeof(control),
+	};
 	size_t n_fds;
 	int fds[2];
 
@@ -219,7 +233,12 @@ Test(kernel_unix, socket_passed_on_keeps_what_is_queued_in_it)
 	_Alignas(struct cmsghdr) unsigned char control[CMSG_SPACE(sizeof(int))];
 	char bytes[8];
 	struct iovec iov = { .iov_base = bytes, .iov_len = 1 };
-	struct msghdr header = { .msg_iov = &iov, .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof(control) };
+	struct msghdr header = {
+		.msg_iov = &iov,
+		.msg_iovlen = 1,
+		.msg_control = control,
+		.msg_controllen = sizeof(control),
+	};
 	int fds[2], ends[2], received;
 
 	open_pair(fds);
@@ -239,7 +258,7 @@ static int fill_with_descriptors(void *arg)
 
 	(void)arg;
 	HARNESS_REQUIRE(setrlimit(RLIMIT_NOFILE, &limit) == 0);
-	HARNESS_REQUIRE(setuid(61234) == 0); /* nobody's: with no descriptors of others in flight, and no capabilities */
+	HARNESS_REQUIRE(setuid(61234) == 0); /* nobody's: nothing of others in flight, and no capabilities */
 	HARNESS_REQUIRE(socketpair(AF_UNIX, SOCK_SEQPACKET, 0, fds) == 0);
 	do
 		r = send_fds(fds[0], (int[20]){ 0 }, 20);
@@ -264,7 +283,12 @@ static pid_t sender_of(int fd, pid_t *ret_peer)
 	_Alignas(struct cmsghdr) unsigned char control[CMSG_SPACE(sizeof(struct ucred))];
 	char byte;
 	struct iovec iov = { .iov_base = &byte, .iov_len = 1 };
-	struct msghdr header = { .msg_iov = &iov, .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof(control) };
+	struct msghdr header = {
+		.msg_iov = &iov,
+		.msg_iovlen = 1,
+		.msg_control = control,
+		.msg_controllen = sizeof(control),
+	};
 	struct ucred credentials, peer;
 	socklen_t length = sizeof(peer);
 
@@ -326,10 +350,16 @@ Test(kernel_unix, listener_knows_who_connected)
 
 Test(kernel_unix, more_credentials_do_not_displace_descriptors)
 {
-	_Alignas(struct cmsghdr) unsigned char control[CMSG_SPACE(sizeof(struct ucred)) + CMSG_SPACE(sizeof(int) * FDS_MAX)];
+	enum { BYTES = CMSG_SPACE(sizeof(struct ucred)) + CMSG_SPACE(sizeof(int) * FDS_MAX) };
+	_Alignas(struct cmsghdr) unsigned char control[BYTES];
 	char byte;
 	struct iovec iov = { .iov_base = &byte, .iov_len = 1 };
-	struct msghdr header = { .msg_iov = &iov, .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof(control) };
+	struct msghdr header = {
+		.msg_iov = &iov,
+		.msg_iovlen = 1,
+		.msg_control = control,
+		.msg_controllen = sizeof(control),
+	};
 	const int yes = 1;
 	int fds[2], passed[FDS_MAX];
 	struct cmsghdr *cmsg;

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* What the engine takes for granted of io_uring. A kernel on which one of these fails needs a change in engine_uring*.c. */
+/* What the engine takes for granted of io_uring. Where one of these fails, engine_uring*.c needs a change. */
 #include <criterion/criterion.h>
 
 #include <errno.h>
@@ -16,8 +16,8 @@
 TestSuite(kernel_uring, .timeout = 60);
 
 enum {
-	BEST = IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN | IORING_SETUP_COOP_TASKRUN | IORING_SETUP_TASKRUN_FLAG,
 	COOP = IORING_SETUP_COOP_TASKRUN | IORING_SETUP_TASKRUN_FLAG,
+	BEST = COOP | IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN,
 	CONTROL = CMSG_SPACE(sizeof(int) * 4) + CMSG_SPACE(sizeof(struct ucred)),
 	HEADER = sizeof(struct io_uring_recvmsg_out) + CONTROL,
 	BUFFER = HEADER + 64,
@@ -159,13 +159,20 @@ Test(kernel_uring, multishot_recvmsg_puts_header_control_and_payload_at_fixed_pl
 	struct setup *s = set_up(BEST, 64, BUFFERS);
 	_Alignas(struct cmsghdr) unsigned char control[CMSG_SPACE(sizeof(int) * 2)] = { 0 };
 	struct iovec iov = { .iov_base = (char[]){ "hello" }, .iov_len = 5 };
-	struct msghdr header = { .msg_iov = &iov, .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof(control) };
+	struct msghdr header = {
+		.msg_iov = &iov,
+		.msg_iovlen = 1,
+		.msg_control = control,
+		.msg_controllen = sizeof(control),
+	};
 	struct cmsghdr *cmsg = CMSG_FIRSTHDR(&header);
 	struct io_uring_recvmsg_out *out;
 	struct completion done;
 	int fds[2] = { s->fds[1], s->fds[1] };
 
-	*cmsg = (struct cmsghdr){ .cmsg_len = CMSG_LEN(sizeof(fds)), .cmsg_level = SOL_SOCKET, .cmsg_type = SCM_RIGHTS };
+	cmsg->cmsg_len = CMSG_LEN(sizeof(fds));
+	cmsg->cmsg_level = SOL_SOCKET;
+	cmsg->cmsg_type = SCM_RIGHTS;
 	memcpy(CMSG_DATA(cmsg), fds, sizeof(fds));
 	receive(s);
 	cr_assert_eq(sendmsg(s->fds[1], &header, 0), 5);

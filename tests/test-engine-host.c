@@ -219,7 +219,8 @@ ENGINE_TEST(host_is_woken_by_a_frame_from_another_thread)
 	for (uint32_t i = 0; i < ROUNDS; i++) {
 		cr_assert_eq(pthread_create(&thread, NULL, put_from_thread, &host), 0);
 		while (host.n_frames <= i) {
-			cr_assert(is_readable(&host, i % N_WATCHERS, PATIENCE_S * 1000), "lost by %s", watcher_names[i % N_WATCHERS]);
+			cr_assert(is_readable(&host, i % N_WATCHERS, PATIENCE_S * 1000), "lost by %s",
+				watcher_names[i % N_WATCHERS]);
 			step(&host, -1);
 		}
 		cr_assert_eq(pthread_join(thread, NULL), 0);

@@ -9,7 +9,7 @@ TestSuite(engine, .timeout = 60);
 ENGINE_TEST(more_datagrams_than_buffers)
 {
 	enum { BUFFERS = 4, N = 64 };
-	struct wh_engine *engine = open_engine(&(struct wh_engine_config){ .rx_buffers = BUFFERS, .frame_bytes_max = 256, .rung = rung });
+	struct wh_engine *engine = open_small(rung, BUFFERS);
 	struct wh_link link;
 	struct wh_event held[BUFFERS], event;
 	uint32_t expected = BUFFERS;
@@ -49,7 +49,7 @@ ENGINE_TEST(more_datagrams_than_buffers)
 ENGINE_TEST(every_starved_link_has_its_turn)
 {
 	enum { LINKS = 9, EACH = 20 };
-	struct wh_engine *engine = open_engine(&(struct wh_engine_config){ .rx_buffers = 2, .frame_bytes_max = 64, .rung = rung });
+	struct wh_engine *engine = open_small(rung, 2);
 	struct wh_link links[LINKS];
 	uint32_t n_received[LINKS] = { 0 };
 	struct wh_event event;
@@ -81,8 +81,8 @@ ENGINE_TEST(every_starved_link_has_its_turn)
 ENGINE_TEST(completion_queue_that_overflows_loses_nothing)
 {
 	enum { LINKS = 40, EACH = 30 };
-	struct wh_engine *engine = open_engine(&(struct wh_engine_config){ .rx_buffers = 64, .frame_bytes_max = 64, .rung = rung,
-		.cq_entries = 2 });
+	struct wh_engine_config config = { .rx_buffers = 64, .frame_bytes_max = 64, .rung = rung, .cq_entries = 2 };
+	struct wh_engine *engine = open_engine(&config);
 	static struct side sides[LINKS];
 	uint32_t n_received = 0, n_ends = 0;
 	struct wh_event event;
@@ -334,7 +334,7 @@ ENGINE_TEST(what_was_sent_before_detach_still_goes)
 
 ENGINE_TEST(detach_while_starved_or_pausing)
 {
-	struct wh_engine *engine = open_engine(&(struct wh_engine_config){ .rx_buffers = 1, .frame_bytes_max = 64, .rung = rung });
+	struct wh_engine *engine = open_small(rung, 1);
 	struct wh_link links[3];
 	struct wh_event frame;
 	int peers[3];

@@ -143,8 +143,8 @@ static int be_a_parent(void *arg)
 	pid_t pid;
 
 	close(family->peer);
-	HARNESS_REQUIRE(wh_engine_open(&(struct wh_engine_config){ .rx_buffers = 4, .frame_bytes_max = 64, .rung = family->rung },
-		&family->engine) == 0);
+	HARNESS_REQUIRE(wh_engine_open(&(struct wh_engine_config){ .rx_buffers = 4, .frame_bytes_max = 64,
+			.rung = family->rung }, &family->engine) == 0);
 	HARNESS_REQUIRE(pipe(fds) == 0);
 	HARNESS_REQUIRE(wh_engine_fd(family->engine) >= 0);
 	wh_engine_attach(family->engine, &family->link, family->link.fd);

@@ -37,6 +37,13 @@ static inline struct wh_engine *open_engine(const struct wh_engine_config *confi
 	return engine;
 }
 
+static inline struct wh_engine *open_small(uint32_t rung, uint32_t rx_buffers)
+{
+	struct wh_engine_config config = { .rx_buffers = rx_buffers, .frame_bytes_max = 256, .rung = rung };
+
+	return open_engine(&config);
+}
+
 static inline struct wh_engine *open_plain(uint32_t rung)
 {
 	return open_engine(&(struct wh_engine_config){ .rx_buffers = 16, .frame_bytes_max = 4096, .rung = rung });
