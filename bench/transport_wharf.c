@@ -16,13 +16,12 @@ enum {
 	/* A sender looks after its loop this often at least: as a service would that works off its own queue. */
 	BURST_MESSAGES = 1024,
 	BURST_BYTES = 1 << 20,
-	/* What a port queues by default; larger messages than this need leave to be queued twice. */
-	QUEUED_BYTES = 16 << 20,
 };
 
 struct link {
 	wharf_loop *loop;
 	wharf_port *port; /* NULL once closed */
+	wharf_pool *pool; /* the port's */
 	char *bytes;      /* a message that travels inline */
 	struct wharf_buf buf; /* written, and not accepted yet */
 	bool written;     /* bytes or buf holds the message that is due */
@@ -44,7 +43,7 @@ static int try_send(struct side *side)
 		r = wharf_send_bytes(link->port, TYPE, link->bytes, plan->size);
 	} else {
 		if (!link->written) {
-			r = wharf_buf_claim(wharf_port_pool(link->port), plan->size, &link->buf);
+			r = wharf_buf_claim(link->pool, plan->size, &link->buf);
 			if (r < 0)
 				return r == -EAGAIN ? r : side_fail(side, r, "wharf_buf_claim: %s", strerror(-r));
 			touch_write(plan->touch, link->buf.data, plan->size, link->sent);
@@ -213,13 +212,13 @@ static int open_port(struct side *side, int fd)
 		.ops = &port_ops,
 		.user = side,
 		.name = "wharf-bench",
-		.pool_bytes_max = plan->pool_bytes,
-		.tx_queued_bytes_max = plan->size > QUEUED_BYTES / 2 ? 2 * plan->size : 0),
+		.pool_bytes_max = plan->pool_bytes),
 		&link->port);
 	if (r < 0) {
 		close(fd);
 		return side_fail(side, r, "wharf_open: %s", strerror(-r));
 	}
+	link->pool = wharf_port_pool(link->port);
 	while (!link->opened && link->port) {
 		r = step(side, -1);
 		if (r < 0)

@@ -97,8 +97,9 @@ void wh_port_take_hello(struct wharf_port *port, const struct wh_hello *theirs, 
 	setsockopt(port->source.link.fd, SOL_SOCKET, SO_PASSCRED, &(int){ 0 }, sizeof(int));
 	if (port->state == WH_PORT_OPENING) {
 		port->state = WH_PORT_OPEN;
-		port->tx_plain = !port->backlog;
-		wh_loop_clear_deadline(port->source.loop, &port->deadline);
+		port->tx_plain = !port->backlog && !port->tx_dead;
+		if (!port->tx_dead)
+			wh_loop_clear_deadline(port->source.loop, &port->deadline);
 		if (port->ops.on_open)
 			port->ops.on_open(port, &port->peer, port->user);
 	}

@@ -142,8 +142,8 @@ void wh_port_finish(struct wharf_port *port)
 	loop->n_users--;
 	if (port->ops.on_close)
 		port->ops.on_close(port, &port->reason, port->user);
-	/* What the application took and still holds keeps the socket; tell the peer when that ends. */
-	port->returned_due = true;
+	port->told = true;
+	/* What the application took and still holds keeps the socket: the peer is told when that ends. */
 	wh_port_linger(port);
 	wharf_port_unref(port); /* the application's handle */
 }
@@ -184,8 +184,14 @@ void wh_port_eof(struct wharf_port *port)
 
 static void port_detached(struct wharf_port *port)
 {
+	struct wharf_loop *loop = port->source.loop;
+
+	/* What it wanted to say while it lingered. */
+	wh_port_drop_output(port);
+	wh_outframe_free(loop, port->sending);
+	wh_loop_clear_deadline(loop, &port->retry);
 	wh_loop_remove(&port->source);
-	wh_timers_unreserve(&port->source.loop->timers, 2);
+	wh_timers_unreserve(&loop->timers, 2);
 	wharf_port_unref(port); /* the loop's */
 }
 
@@ -502,8 +508,10 @@ int wharf_port_close(wharf_port *port, int64_t timeout_ns)
 	port->tx_plain = false;
 	if (port->state == WH_PORT_OPENING || port->state == WH_PORT_OPEN)
 		port->state = WH_PORT_DRAINING;
-	wh_loop_clear_deadline(port->source.loop, &port->deadline);
-	if (timeout_ns >= 0)
+	/* A socket that is dead one way has its grace, and no more. */
+	if (!port->tx_dead)
+		wh_loop_clear_deadline(port->source.loop, &port->deadline);
+	if (timeout_ns >= 0 && (!port->tx_dead || timeout_ns < WH_GRACE_NS))
 		wh_loop_set_deadline(port->source.loop, &port->deadline, (uint64_t)timeout_ns);
 	wh_port_dirty(port);
 	return 0;
@@ -518,7 +526,6 @@ int wharf_port_abort(wharf_port *port, uint32_t app_code)
 	wh_port_end(port, WHARF_CLOSE_ABORTED, 0, "aborted with code %u", app_code);
 	port->reason.app_code = app_code;
 	wh_port_send_bye(port, WH_BYE_ABORT, app_code, "aborted");
-	wh_port_drop_input(port);
 	return 0;
 }
 
@@ -526,7 +533,7 @@ int wharf_port_abort(wharf_port *port, uint32_t app_code)
 
 wharf_pool *wharf_port_pool(wharf_port *port)
 {
-	return port && !wh_forked() && port->lease ? wh_lease_pool(port->lease) : NULL;
+	return port && !wh_forked() && port->lease && !port->told ? wh_lease_pool(port->lease) : NULL;
 }
 
 wharf_loop *wharf_port_loop(wharf_port *port) { return port ? port->source.loop : NULL; }

@@ -142,7 +142,8 @@ struct wharf_port {
 	struct wh_list ending;
 	struct wharf_reason reason;
 	char reason_text[160];
-	bool closed_here, shut, returned_due;
+	bool closed_here, shut;
+	bool told;                       /* on_close has run */
 	struct wh_deadline deadline;     /* of opening, or of draining */
 	struct wh_kick kick;
 	_Atomic uint32_t taken;          /* messages taken and not released */

@@ -178,9 +178,9 @@ static void on_bye(struct wharf_port *port, const struct wh_bye *bye)
 		if (port->state <= WH_PORT_OPEN) {
 			port->state = WH_PORT_DRAINING;
 			port->tx_plain = false;
-			if (!port->said_hello)
-				port->bye_sent = true; /* it has not asked for anything yet */
 		}
+		if (!port->said_hello)
+			port->bye_sent = true; /* it has not asked for anything, and will not */
 		wh_port_dirty(port);
 		wh_port_progress(port);
 		break;
@@ -402,13 +402,38 @@ static void count_share(struct wharf_port *port, const struct wh_frame *frame)
 	port->msgs_this_turn += frame->n_records;
 }
 
+static void schedule(struct wharf_port *port)
+{
+	if (!wh_list_linked(&port->ready)) {
+		wh_list_append(&port->source.loop->ready, &port->ready);
+		wh_loop_rouse(port->source.loop);
+	}
+}
+
+static void schedule_held(struct wharf_port *port)
+{
+	if (!stopped(port) && !wh_list_empty(&port->held))
+		schedule(port);
+}
+
+/* Reports and wakes are done when their control records are: an honest peer sends them without limit. */
+static bool must_wait(const struct wh_record *from, const struct wh_frame *frame)
+{
+	if (is_data(frame))
+		return true;
+	for (; from != frame_end(frame); from = wh_record_next(from))
+		if (is_ordered(from->kind))
+			return true;
+	return false;
+}
+
 static void hold(struct wharf_port *port, const struct wh_record *from, struct rx *rx)
 {
 	struct wh_held *held;
 
 	if (!rx->controls_done)
 		handle_controls_from(port, from, rx);
-	if (port->state >= WH_PORT_ENDING)
+	if (port->state >= WH_PORT_ENDING || !must_wait(from, rx->frame))
 		return;
 	if (port->n_held > WH_WINDOW_MAX) {
 		wh_port_violation(port, "it sends more frames than its window");
@@ -429,6 +454,7 @@ static void hold(struct wharf_port *port, const struct wh_record *from, struct r
 	}
 	wh_list_append(&port->held, &held->link);
 	port->n_held++;
+	schedule_held(port);
 }
 
 static void free_held(struct wharf_port *port, struct wh_held *held)
@@ -441,13 +467,6 @@ static void free_held(struct wharf_port *port, struct wh_held *held)
 	free(held);
 }
 
-static void schedule_held(struct wharf_port *port)
-{
-	if (!port->paused && !wh_list_empty(&port->held) && !wh_list_linked(&port->ready)) {
-		wh_list_append(&port->source.loop->ready, &port->ready);
-		wh_loop_rouse(port->source.loop);
-	}
-}
 
 void wh_port_deliver_held(struct wharf_port *port)
 {
@@ -529,7 +548,6 @@ static void receive(struct wharf_port *port, struct wh_event *event)
 	}
 	if (stopped(port) || !wh_list_empty(&port->held) || share_is_used(port)) {
 		hold(port, r, &rx);
-		schedule_held(port);
 		return;
 	}
 	count_share(port, rx.frame);
@@ -569,8 +587,7 @@ int wharf_port_resume(wharf_port *port)
 	if (error)
 		return error;
 	port->paused = false;
-	if (port->eof && wh_list_empty(&port->held) && !wh_list_linked(&port->ready))
-		wh_list_append(&port->source.loop->ready, &port->ready);
-	schedule_held(port);
+	/* Messages may have waited, or the end. */
+	schedule(port);
 	return 0;
 }
