@@ -41,9 +41,9 @@ static inline uint64_t wh_run_starts(uint64_t free, unsigned n)
 static inline unsigned wh_run_count(uint64_t free, unsigned n) { return wh_bits_count(wh_run_starts(free, n)); }
 
 /*
- * Claims the lowest run of n of a word. Lock-free, any thread; acquire: what its last holder wrote happened before. The first
- * look is sequentially consistent with wh_word_free: a waiter that finds nothing is seen by whoever frees next.
- * The first bit, or -1: no room.
+ * Claims the lowest run of n of a word. Lock-free, any thread; acquire: what its last holder wrote happened before.
+ * The first look is sequentially consistent with wh_word_free: a waiter that finds nothing is seen by whoever frees
+ * next. The first bit, or -1: no room.
  */
 static inline int wh_word_claim(_Atomic uint64_t *word, unsigned n)
 {

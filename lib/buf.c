@@ -26,8 +26,8 @@ static void *address(const struct wharf_pool *pool, uint64_t place)
 }
 
 /*
- * The chunk that a claim like this one will get a few claims later, if it is free: the peer's processor has its lines, and
- * fetching one takes longer than making a message.
+ * The chunk that a claim like this one will get a few claims later, if it is free: the peer's processor has its
+ * lines, and fetching one takes longer than making a message.
  */
 static inline void prefetch(uint64_t data, uint64_t bits, unsigned chunk, unsigned shift, size_t size)
 {
@@ -114,7 +114,8 @@ static void give_back(struct wharf_pool *pool, unsigned slot, unsigned word, uin
 		/* Into the private word, but not into an empty one: others may have seen that nothing is there. */
 		struct wh_local *local = &pool->local[s->class];
 		uint64_t have = atomic_load_explicit(&local->bits, memory_order_relaxed);
-		if (have && atomic_load_explicit(&local->where, memory_order_relaxed) == wh_place((uint16_t)slot, word * WH_WORD_CHUNKS, 0)) {
+		uint64_t where = atomic_load_explicit(&local->where, memory_order_relaxed);
+		if (have && where == wh_place((uint16_t)slot, word * WH_WORD_CHUNKS, 0)) {
 			atomic_store_explicit(&local->bits, have | wh_slot_let_go(s, word, bits), memory_order_relaxed);
 			return;
 		}
@@ -141,7 +142,8 @@ int wharf_buf_trim(struct wharf_buf *buf, size_t size)
 		return -EINVAL;
 	struct wharf_pool *pool = (struct wharf_pool *)(uintptr_t)buf->opaque[0];
 	uint64_t place = buf->opaque[1];
-	unsigned slot = wh_place_slot(place), first = wh_place_first(place), word = first / WH_WORD_CHUNKS, n = wh_place_chunks(place);
+	unsigned slot = wh_place_slot(place), first = wh_place_first(place), n = wh_place_chunks(place);
+	unsigned word = first / WH_WORD_CHUNKS;
 	const struct wh_slot *s = pool->slots[slot];
 	unsigned keep = wh_chunks_of(size, s->class);
 	/* Another holder may be reading the tail. */
@@ -158,14 +160,16 @@ int wharf_buf_trim(struct wharf_buf *buf, size_t size)
 /* One more holder of each chunk, or none. The buffer's own hold keeps them where they are. */
 static int count_holders(struct wh_slot *s, unsigned word, uint64_t bits)
 {
-	_Atomic uint16_t *counts = atomic_load_explicit(&s->counts, memory_order_acquire) + (size_t)word * WH_WORD_CHUNKS;
+	_Atomic uint16_t *counts = atomic_load_explicit(&s->counts, memory_order_acquire);
 	uint64_t counted = atomic_load_explicit(&s->control->counted[word], memory_order_acquire), done = 0;
 
+	counts += (size_t)word * WH_WORD_CHUNKS;
 	for (uint64_t rest = bits & counted; rest; rest &= rest - 1) {
 		unsigned bit = (unsigned)__builtin_ctzll(rest);
 		uint16_t count = atomic_load_explicit(&counts[bit], memory_order_relaxed);
-		while (count < UINT16_MAX && !atomic_compare_exchange_weak_explicit(&counts[bit], &count, (uint16_t)(count + 1),
-				memory_order_relaxed, memory_order_relaxed))
+		while (count < UINT16_MAX &&
+		    !atomic_compare_exchange_weak_explicit(&counts[bit], &count, (uint16_t)(count + 1),
+			memory_order_relaxed, memory_order_relaxed))
 			;
 		if (count == UINT16_MAX) {
 			for (; done; done &= done - 1)

@@ -2,19 +2,21 @@
 /*
  * Claiming runs: next fit in a window.
  *
- * The cursor goes round the words of a class, and each word that it reaches is harvested first: a chunk that the other CPU
- * has just read is the worst one to write next, so the oldest comes first. But a pool that once grew large must not be walked whole
- * for ever: the cursor stays in a window, the first words of the class. A word is added only after a lap found no room. When a
- * lap finds more than half of it free the window shrinks, and segments outside it are retired after some laps.
+ * The cursor goes round the words of a class, and each word that it reaches is harvested first: a chunk that the
+ * other CPU has just read is the worst one to write next, so the oldest comes first. But a pool that once grew large
+ * must not be walked whole for ever: the cursor stays in a window, the first words of the class. A word is added only
+ * after a lap found no room. When a lap finds more than half of it free the window shrinks, and segments outside it
+ * are retired after some laps.
  */
 #include <errno.h>
 
 #include "pool_internal.h"
 
 enum {
-	WINDOW_BYTES = 4 << 20, /* windows of all classes of a pool together do not shrink below: half a second-level cache
-	                         * and what is in flight; 4 to 8 MiB did not differ, 1 MiB was slower. Guessed from the prototype */
-	IDLE_LAPS = 16,         /* guessed, never tuned */
+	/* Windows of all classes of a pool together do not shrink below: what the prototype had in flight, with its
+	 * frames of 1 MiB of bulk data, a few times over. Guessed, never tuned. */
+	WINDOW_BYTES = 4 << 20,
+	IDLE_LAPS = 16, /* guessed, never tuned */
 };
 
 static bool has_slot(const struct wh_class *class, unsigned slot)
@@ -24,7 +26,7 @@ static bool has_slot(const struct wh_class *class, unsigned slot)
 
 static unsigned next_slot(const struct wh_class *class, unsigned slot)
 {
-	for (unsigned i = slot / 64; i < WH_MAP_WORDS; i++) {
+	for (unsigned i = slot / 64; i < WH_MAP_WORDS; i++) { /* slot may be WH_SLOTS_MAX */
 		uint64_t map = atomic_load_explicit(&class->slots[i], memory_order_acquire);
 		if (i == slot / 64)
 			map &= ~UINT64_C(0) << (slot % 64);
@@ -41,7 +43,7 @@ static uint32_t next_word(const struct wharf_pool *pool, const struct wh_class *
 	if (slot < WH_SLOTS_MAX && has_slot(class, slot) &&
 	    (at & 255) + 1 < atomic_load_explicit(&pool->slots[slot]->n_words, memory_order_relaxed))
 		return at + 1;
-	slot = at == WH_NOWHERE ? next_slot(class, 0) : slot + 1 < WH_SLOTS_MAX ? next_slot(class, slot + 1) : WH_SLOTS_MAX;
+	slot = next_slot(class, at == WH_NOWHERE ? 0 : slot + 1);
 	return slot < WH_SLOTS_MAX ? slot << 8 : WH_NOWHERE;
 }
 
@@ -63,19 +65,25 @@ bool wh_pool_run_of(const struct wharf_pool *pool, size_t size, unsigned *ret_cl
 	if (size > WH_SIZE_MAX || size > pool->bytes_max)
 		return false;
 	unsigned class = wh_class_of(size), n = wh_chunks_of(size, class);
-	/* In a pool hardly larger than the request smaller chunks waste less: bytes_max was rounded up so that one fits. */
-	while ((uint64_t)n << wh_class_shift(class) > pool->bytes_max && class > 0 && wh_chunks_of(size, class - 1) <= WH_RUN_CHUNKS_MAX)
+	/* In a pool hardly larger than the request: bytes_max was rounded up so that a finer class fits. */
+	while ((uint64_t)n << wh_class_shift(class) > pool->bytes_max && class > 0 &&
+	    wh_chunks_of(size, class - 1) <= WH_RUN_CHUNKS_MAX)
 		n = wh_chunks_of(size, --class);
 	*ret_class = class;
 	*ret_n = n;
 	return (uint64_t)n << wh_class_shift(class) <= pool->bytes_max;
 }
 
+static _Atomic uint64_t *free_word(const struct wharf_pool *pool, uint32_t at)
+{
+	return &pool->slots[at >> 8]->control->free[at & 255];
+}
+
 bool wh_pool_has_run(const struct wharf_pool *pool, unsigned class, unsigned n)
 {
 	const struct wh_class *c = &pool->classes[class];
 	for (uint32_t at = next_word(pool, c, WH_NOWHERE); at != WH_NOWHERE; at = next_word(pool, c, at))
-		if (wh_run_starts(atomic_load_explicit(&pool->slots[at >> 8]->control->free[at & 255], memory_order_seq_cst), n))
+		if (wh_run_starts(atomic_load_explicit(free_word(pool, at), memory_order_seq_cst), n))
 			return true;
 	return false;
 }
@@ -105,9 +113,12 @@ static uint64_t window_bytes(const struct wharf_pool *pool)
 {
 	uint64_t bytes = 0;
 	for (unsigned c = 0; c < WH_CLASSES; c++) {
-		uint32_t end = atomic_load_explicit(&pool->classes[c].window, memory_order_relaxed);
-		for (uint32_t at = next_word(pool, &pool->classes[c], WH_NOWHERE); at < end; at = next_word(pool, &pool->classes[c], at))
-			bytes += (uint64_t)wh_bits_count(wh_slot_word(pool->slots[at >> 8], at & 255)) << wh_class_shift(c);
+		const struct wh_class *class = &pool->classes[c];
+		uint32_t end = atomic_load_explicit(&class->window, memory_order_relaxed);
+		for (uint32_t at = next_word(pool, class, WH_NOWHERE); at < end; at = next_word(pool, class, at)) {
+			uint64_t all = wh_slot_word(pool->slots[at >> 8], at & 255);
+			bytes += (uint64_t)wh_bits_count(all) << wh_class_shift(c);
+		}
 	}
 	return bytes;
 }
@@ -126,7 +137,7 @@ static void shrink_window(struct wharf_pool *pool, struct wh_class *class)
 static void retire_idle(struct wharf_pool *pool, struct wh_class *class)
 {
 	uint32_t end = atomic_load_explicit(&class->window, memory_order_relaxed);
-	for (unsigned i = next_slot(class, 0); i < WH_SLOTS_MAX; i = i + 1 < WH_SLOTS_MAX ? next_slot(class, i + 1) : WH_SLOTS_MAX) {
+	for (unsigned i = next_slot(class, 0); i < WH_SLOTS_MAX; i = next_slot(class, i + 1)) {
 		struct wh_slot *s = pool->slots[i];
 		if (i << 8 < end || s->keep) {
 			s->idle_laps = 0;
@@ -162,13 +173,16 @@ void wh_pool_upkeep(struct wharf_pool *pool)
 
 /* ---- By compare-and-swap: any thread, any class ---- */
 
-/* lease: the caller's own, if it is the only one of the pool and this is its loop's thread; its releases are taken on the way. */
+/*
+ * lease: the caller's own, if it is the only one of the pool and this is its loop's thread; its releases are taken on
+ * the way.
+ */
 static bool try_word(struct wharf_pool *pool, struct wh_full_lease *lease, unsigned class, unsigned n, uint32_t at,
 	uint64_t *ret_place)
 {
 	unsigned slot = at >> 8, word = at & 255;
 	struct wh_slot *s = pool->slots[slot];
-	_Atomic uint64_t *free = &s->control->free[word];
+	_Atomic uint64_t *free = free_word(pool, at);
 	int first = wh_word_claim(free, n);
 
 	if (first < 0 && lease && lease->slots[slot].map) {
@@ -291,10 +305,12 @@ static bool refill(struct wharf_pool *pool, unsigned class, unsigned n)
 			if (!has_slot(c, at >> 8))
 				continue;
 		}
-		struct wh_slot *s = pool->slots[at >> 8];
-		unsigned word = at & 255;
-		_Atomic uint64_t *free = &s->control->free[word];
-		uint64_t bits = lease->slots[at >> 8].map ? wh_lease_harvest_word(lease, at >> 8, word, &lease->returned_here) : 0;
+		unsigned slot = at >> 8, word = at & 255;
+		struct wh_slot *s = pool->slots[slot];
+		_Atomic uint64_t *free = free_word(pool, at);
+		uint64_t bits = 0;
+		if (lease->slots[slot].map)
+			bits = wh_lease_harvest_word(lease, slot, word, &lease->returned_here);
 		c->lap_chunks += WH_WORD_CHUNKS;
 		if (wh_run_starts(bits | atomic_load_explicit(free, memory_order_relaxed), n))
 			bits |= wh_word_take(free);
@@ -302,8 +318,10 @@ static bool refill(struct wharf_pool *pool, unsigned class, unsigned n)
 			wh_assert_full(wh_slot_state(s) == WH_SLOT_LIVE && s->class == class);
 			c->at = at;
 			c->lap_free += wh_bits_count(bits);
-			local->data = (uint64_t)(uintptr_t)(s->base + ((size_t)word * WH_WORD_CHUNKS << wh_class_shift(class)));
-			atomic_store_explicit(&local->where, wh_place((uint16_t)(at >> 8), word * WH_WORD_CHUNKS, 0), memory_order_relaxed);
+			size_t from = (size_t)word * WH_WORD_CHUNKS;
+			local->data = (uint64_t)(uintptr_t)(s->base + (from << wh_class_shift(class)));
+			atomic_store_explicit(&local->where, wh_place((uint16_t)slot, (uint32_t)from, 0),
+				memory_order_relaxed);
 			/* Before the look at `attention` that follows in wh_pool_claim. */
 			atomic_store_explicit(&local->bits, bits, memory_order_seq_cst);
 			return true;
@@ -347,7 +365,7 @@ int wh_pool_claim_locked(struct wharf_pool *pool, unsigned class, unsigned n, bo
 		while ((at = extend_window(pool, c)) != WH_NOWHERE)
 			if (try_word(pool, lease, class, n, at, ret_place)) {
 				atomic_store_explicit(&c->cursor, at, memory_order_relaxed);
-				/* More at once when the window is large already, or every word would cost a lap of it. */
+				/* More at once when the window is large, or every word would cost a lap of it. */
 				for (unsigned more = window_words(pool, c) / 8; more > 0; more--)
 					extend_window(pool, c);
 				goto found;
@@ -370,15 +388,15 @@ int wh_pool_claim(struct wharf_pool *pool, unsigned class, unsigned n, bool quie
 {
 	bool local = wh_pool_local(pool);
 	struct wh_full_lease *lease = local ? pool->local_lease : NULL;
-	const uint32_t wanted = WH_WAITERS | WH_FAILED;
 	int error;
 
 	if (class < WH_CLASS_LOCAL && wh_pool_fast(pool)) {
 		struct wh_local *word = &pool->local[class];
-		if (wh_run_starts(atomic_load_explicit(&word->bits, memory_order_relaxed), n) || refill(pool, class, n)) {
+		if (wh_run_starts(atomic_load_explicit(&word->bits, memory_order_relaxed), n) ||
+		    refill(pool, class, n)) {
 			*ret_place = carve(word, n);
 			/* See pool_internal.h: either we see that others want the rest, or they see that we have it. */
-			if (wh_unlikely(atomic_load_explicit(&pool->attention, memory_order_seq_cst) & wanted)) {
+			if (wh_unlikely(wh_pool_wanted(pool))) {
 				wh_pool_lock(pool);
 				wh_pool_give_back(pool);
 				pool->freed = true;
@@ -397,7 +415,7 @@ int wh_pool_claim(struct wharf_pool *pool, unsigned class, unsigned n, bool quie
 
 	wh_pool_lock(pool);
 	/* Harvested on the way, and seen by nobody who wants it. */
-	if (local && atomic_load_explicit(&pool->attention, memory_order_seq_cst) & wanted)
+	if (local && wh_pool_wanted(pool))
 		pool->freed = true;
 	error = wh_pool_claim_locked(pool, class, n, local, ret_place);
 	if (error == -EAGAIN && !quietly && pool->lease_map) {

@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: MIT */
-/* Control memory: see control.h. A bump allocator with one free list per power of two: pools come and go in few sizes. */
+/*
+ * Control memory: see control.h. A bump allocator with one free list per power of two: pools come and go in few
+ * sizes.
+ */
 #include "control.h"
 
 #include <errno.h>

@@ -20,8 +20,8 @@
  *    48  u64 bytes handed out so far 1408 local[4], 64 bytes each         1600
  *    56  zero to 4096                1664
  *
- *   lease (struct wh_control_lease): 0 u64 id, never reused; 8 u32 peer's pid or 0; 12 u32 index in the pool; 16 zero to 64;
- *   64 u32 lent[256]: for each slot 64 words, or 0.
+ *   lease (struct wh_control_lease): 0 u64 id, never reused; 8 u32 peer's pid or 0; 12 u32 index in the pool; 16 zero
+ *   to 64; 64 u32 lent[256]: for each slot 64 words, or 0.
  *
  * A chunk c of a slot is bit c % 64 of word c / 64. Free: its bit is set in free[], or in local.bits of the word that
  * local.where names (a loop's thread has taken that word). Lent: its bit is set in a lease's words; the peer may have

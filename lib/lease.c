@@ -39,7 +39,8 @@ static int make(struct wharf_pool *pool, struct wh_full_lease **ret_lease)
 	return 0;
 }
 
-int wh_pool_attach(struct wharf_pool *pool, const void *loop_id, void (*kick)(void *owner), void *owner, struct wh_lease **ret_lease)
+int wh_pool_attach(struct wharf_pool *pool, const void *loop_id, void (*kick)(void *owner), void *owner,
+	struct wh_lease **ret_lease)
 {
 	struct wh_full_lease *lease;
 	int error;
@@ -68,7 +69,8 @@ int wh_pool_attach(struct wharf_pool *pool, const void *loop_id, void (*kick)(vo
 	pool->lease_map |= UINT64_C(1) << lease->index;
 	pool->had_lease = true;
 	wh_control_change_begin();
-	atomic_store_explicit(&pool->control->lease[lease->index], wh_control_position(lease->control), memory_order_release);
+	atomic_store_explicit(&pool->control->lease[lease->index], wh_control_position(lease->control),
+		memory_order_release);
 	wh_control_change_end();
 	if (!pool->shared && loop_id) {
 		pool->local_lease = lease;
@@ -114,7 +116,8 @@ static void settle_slot(struct wh_full_lease *lease, unsigned slot)
 		if (bits)
 			wh_slot_put(s, w, bits);
 		if (pool->shared && s->n_words)
-			atomic_fetch_and_explicit(&s->control->holders[w], ~(UINT64_C(1) << lease->index), memory_order_seq_cst);
+			atomic_fetch_and_explicit(&s->control->holders[w], ~(UINT64_C(1) << lease->index),
+				memory_order_seq_cst);
 	}
 	wh_lease_forget_slot(lease, slot);
 	if (ls->lent) {
@@ -128,7 +131,7 @@ void wh_lease_detach(struct wh_lease *hot, enum wh_detach how)
 	struct wh_full_lease *lease = wh_full(hot);
 	struct wharf_pool *pool;
 
-	/* A failed port's lent chunks are in segments its peer knows: those of a private pool are dropped in either case. */
+	/* A failed peer's lent chunks are in segments that it knows: a private pool drops those in either case. */
 	(void)how;
 	if (!hot)
 		return;
@@ -199,7 +202,8 @@ static void publish(struct wh_full_lease *lease, unsigned n)
 		struct wh_pending *p = &lease->pending[i];
 		if (!p->bits)
 			continue;
-		uint64_t old = atomic_fetch_or_explicit(&lease->slots[p->slot].lent[p->word], p->bits, memory_order_seq_cst);
+		uint64_t old = atomic_fetch_or_explicit(&lease->slots[p->slot].lent[p->word], p->bits,
+			memory_order_seq_cst);
 		wh_assert_full(!(old & p->bits));
 		(void)old;
 		if (pool->shared) {
@@ -310,7 +314,8 @@ int wh_lease_lend_slowly(struct wh_lease *hot, const struct wharf_buf *buf, size
 	hot->word = place & WH_PLACE_WORD;
 	hot->info = s->info + (size_t)word * WH_WORD_CHUNKS;
 	hot->counted = &s->control->counted[word];
-	if ((same_word || atomic_load_explicit(hot->counted, memory_order_acquire) & bits) && lent_already(lease, slot, word, bits))
+	if ((same_word || atomic_load_explicit(hot->counted, memory_order_acquire) & bits) &&
+	    lent_already(lease, slot, word, bits))
 		return -EBUSY;
 	hot->bits = bits;
 	wh_lease_fill_run(hot, place, offset, size, stream, ret_run);
@@ -380,7 +385,7 @@ int wh_lease_announcement(struct wh_lease *hot, uint16_t slot, struct wh_announc
 		if (!error) {
 			lease->open_fds++;
 			/* Somebody waits already, and has marked the maps that there were. */
-			if (atomic_load_explicit(&pool->attention, memory_order_relaxed) & (WH_WAITERS | WH_FAILED))
+			if (wh_pool_wanted(pool))
 				atomic_store_explicit(&ls->map->wanted, 1, memory_order_relaxed);
 		}
 	}
@@ -419,7 +424,8 @@ static void close_fds(struct wh_full_lease *lease)
 
 	for (unsigned i = 0; i < WH_SLOTS_MAX && lease->open_fds; i++) {
 		struct wh_lease_slot *ls = &lease->slots[i];
-		if (ls->release_fd < 0 || !atomic_load_explicit(&ls->proven, memory_order_relaxed) || wh_map_has(lease->pinned, i))
+		if (ls->release_fd < 0 || !atomic_load_explicit(&ls->proven, memory_order_relaxed) ||
+		    wh_map_has(lease->pinned, i))
 			continue;
 		close(ls->release_fd);
 		ls->release_fd = -1;
@@ -435,7 +441,9 @@ bool wh_lease_next_retire(struct wh_lease *hot, uint16_t *ret_slot)
 	struct wharf_pool *pool = lease->pool;
 	bool found = false;
 
-	if (wh_likely(!atomic_load_explicit(&pool->n_retiring, memory_order_relaxed)))
+	/* The port has heard: a port that is closing asks for nothing else, and must hear of the next slot, too. */
+	atomic_store_explicit(&lease->kicked, false, memory_order_seq_cst);
+	if (wh_likely(!atomic_load_explicit(&pool->n_retiring, memory_order_seq_cst)))
 		return false;
 	wh_pool_lock(pool);
 	for (unsigned i = 0; i < pool->control->n_slots && !found; i++) {
@@ -550,8 +558,7 @@ void wh_lease_turn(struct wh_lease *hot, uint32_t turn)
 {
 	struct wh_full_lease *lease = wh_full(hot);
 	struct wharf_pool *pool = lease->pool;
-	bool give_back = pool->local_lease == lease && !wh_pool_local_idle(pool) &&
-		atomic_load_explicit(&pool->attention, memory_order_relaxed) & (WH_WAITERS | WH_FAILED);
+	bool give_back = pool->local_lease == lease && wh_pool_wanted(pool) && !wh_pool_local_idle(pool);
 	bool close = lease->open_fds && turn % CLOSE_FDS_TURNS == 0;
 
 	hot->turn = turn;

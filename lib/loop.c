@@ -513,6 +513,8 @@ wharf_loop *wharf_loop_free(wharf_loop *loop)
 	if (loop->in_step || loop->freed)
 		return loop;
 	loop->in_step = true;
+	/* From here on, so that an on_close that reconnects is refused. */
+	atomic_store(&loop->freed, true);
 	wh_current_loop = loop;
 	for (node = loop->sources.next; node != &loop->sources; node = next) {
 		next = node->next;
@@ -522,7 +524,6 @@ wharf_loop *wharf_loop_free(wharf_loop *loop)
 	run_kicks(loop);
 	drain_sources(loop);
 	wh_guard_remove(&loop->fork_hook);
-	atomic_store(&loop->freed, true);
 	while (atomic_load(&loop->wakers))
 		sched_yield();
 	pthread_mutex_lock(&loop->kick_lock);

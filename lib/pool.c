@@ -36,7 +36,7 @@ void wh_pool_lock(struct wharf_pool *pool) { pthread_mutex_lock(&pool->lock); }
 
 void wh_pool_kick(struct wharf_pool *pool, struct wh_full_lease *lease)
 {
-	if (!atomic_exchange_explicit(&lease->kicked, true, memory_order_relaxed))
+	if (!atomic_exchange_explicit(&lease->kicked, true, memory_order_seq_cst))
 		atomic_fetch_or_explicit(&pool->kicks, UINT64_C(1) << lease->index, memory_order_relaxed);
 }
 
@@ -345,7 +345,8 @@ int wharf_pool_info(wharf_pool *pool, struct wharf_pool_info *ret_info)
 		}
 	}
 	for (unsigned c = 0; c < WH_CLASS_LOCAL; c++)
-		info.bytes_free += (uint64_t)wh_bits_count(atomic_load_explicit(&pool->local[c].bits, memory_order_relaxed))
+		info.bytes_free += (uint64_t)wh_bits_count(atomic_load_explicit(&pool->local[c].bits,
+			memory_order_relaxed))
 			<< wh_class_shift(c);
 	wh_pool_unlock(pool);
 	info.size = wh_min(ret_info->size, sizeof(info));

@@ -21,8 +21,8 @@ enum {
 };
 
 /*
- * wharf_buf.opaque: the pool, and where its run is. A place without its length names a word: slots and words are compared
- * at once.
+ * wharf_buf.opaque: the pool, and where its run is. A place without its length names a word: slots and words are
+ * compared at once.
  */
 enum { WH_PLACE_CHUNKS_SHIFT = 16, WH_PLACE_FIRST_SHIFT = 32 };
 #define WH_PLACE_WORD UINT64_C(0xffffffc00000ffff)
@@ -64,29 +64,33 @@ struct wh_announcement {
 };
 
 /*
- * Joins a port to a pool. kick(owner) is called from any thread, without locks held, when the port's loop ought to call
- * wh_pool_room, wh_lease_poisoned and wh_lease_next_retire: it must be cheap, idempotent and must not call back. It is not
- * called any more once wh_lease_detach has returned. loop_id: what wh_current_loop is on the thread of the loop that runs the
- * port: that thread may use the pool's private words if the pool is not shared.
+ * Joins a port to a pool. kick(owner) is called from any thread, without locks held, when the port's loop ought to
+ * call wh_pool_room, wh_lease_poisoned and wh_lease_next_retire: it must be cheap, idempotent and must not call back.
+ * It is not called any more once wh_lease_detach has returned. loop_id: what wh_current_loop is on the thread of the
+ * loop that runs the port: that thread may use the pool's private words if the pool is not shared.
  * 0; -ECHILD; -EXDEV: private and joined now; -ENOMEM; -EMFILE; -EUSERS: 64 leases.
  */
-int wh_pool_attach(struct wharf_pool *pool, const void *loop_id, void (*kick)(void *owner), void *owner, struct wh_lease **ret_lease);
+int wh_pool_attach(struct wharf_pool *pool, const void *loop_id, void (*kick)(void *owner), void *owner,
+	struct wh_lease **ret_lease);
 
 enum wh_detach {
 	WH_DETACH_RETURNED, /* nothing is lent any more, or the peer is proved dead: chunks come back at once */
-	WH_DETACH_FAILED,   /* the peer may go on reading: a private pool's lent chunks are never written again; a shared pool's come back
-	                     * (its peers may read all of it anyway) */
+	WH_DETACH_FAILED,   /* the peer may go on reading: a private pool's lent chunks are never written again; a
+	                     * shared pool's come back (its peers may read all of it anyway) */
 };
 /*
- * Ends the lease; its lent chunks are settled as `how` says. The segments of a private pool that the peer knew are dropped in
- * both cases, or a next peer's messages could be read by this one. Waits for a kick that another thread is in. Loop's thread.
- * Takes NULL.
+ * Ends the lease; its lent chunks are settled as `how` says. The segments of a private pool that the peer knew are
+ * dropped in both cases, or a next peer's messages could be read by this one. Waits for a kick that another thread is
+ * in. Loop's thread. Takes NULL.
  */
 void wh_lease_detach(struct wh_lease *lease, enum wh_detach how);
 
 uint64_t wh_lease_lent_bytes(const struct wh_lease *lease); /* in whole chunks; lent minus harvested */
 
-static inline struct wharf_pool *wh_lease_pool(const struct wh_lease *lease) { return (struct wharf_pool *)(uintptr_t)lease->pool; }
+static inline struct wharf_pool *wh_lease_pool(const struct wh_lease *lease)
+{
+	return (struct wharf_pool *)(uintptr_t)lease->pool;
+}
 bool wh_lease_shared(const struct wh_lease *lease);
 void wh_lease_set_peer(struct wh_lease *lease, uint32_t pid); /* for the inspector */
 uint64_t wh_lease_id(const struct wh_lease *lease);           /* its name in control memory */
@@ -94,15 +98,16 @@ uint64_t wh_lease_id(const struct wh_lease *lease);           /* its name in con
 /* True: the peer has released what was not lent to it; wh_lease_harvest says -EPROTO. After kick. */
 bool wh_lease_poisoned(const struct wh_lease *lease);
 
-int wh_lease_lend_slowly(struct wh_lease *lease, const struct wharf_buf *buf, size_t offset, size_t size, uint32_t stream,
-	struct wh_run *ret_run);
+int wh_lease_lend_slowly(struct wh_lease *lease, const struct wharf_buf *buf, size_t offset, size_t size,
+	uint32_t stream, struct wh_run *ret_run);
 void wh_lease_publish_slowly(struct wh_lease *lease);
 
-static inline void wh_lease_fill_run(struct wh_lease *lease, uint64_t place, size_t offset, size_t size, uint32_t stream,
-	struct wh_run *ret_run)
+static inline void wh_lease_fill_run(struct wh_lease *lease, uint64_t place, size_t offset, size_t size,
+	uint32_t stream, struct wh_run *ret_run)
 {
 	/* Who has lent what since when: one store, at the run's first chunk. */
-	atomic_store_explicit(&lease->info[wh_place_first(place) & 63], (uint64_t)stream << 32 | lease->turn, memory_order_relaxed);
+	atomic_store_explicit(&lease->info[wh_place_first(place) & 63], (uint64_t)stream << 32 | lease->turn,
+		memory_order_relaxed);
 #if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
 	/* A place is the first half of a run as a number: one store instead of four. */
 	memcpy(ret_run, &place, sizeof(place));
@@ -117,14 +122,15 @@ static inline void wh_lease_fill_run(struct wh_lease *lease, uint64_t place, siz
 }
 
 /*
- * Lends the range [offset, offset + size) of a claimed buffer (size > 0) to the lease's peer: the claim's hold becomes the lease's, for
- * all chunks of the buffer. The buffer is not touched: the caller empties it when the whole message is accepted, or calls
- * wh_lease_take_back. stream is kept beside {turn, port} for the inspector. Loop's thread; hot.
- * 0; -EINVAL: empty, or a range outside; -EXDEV: another pool, or a segment of an earlier lease of this one; -EBUSY: lent to
- * this peer already; -ENOMEM: no memory for the lease's bits of a segment.
+ * Lends the range [offset, offset + size) of a claimed buffer (size > 0) to the lease's peer: the claim's hold
+ * becomes the lease's, for all chunks of the buffer. The buffer is not touched: the caller empties it when the whole
+ * message is accepted, or calls wh_lease_take_back. stream is kept beside {turn, port} for the inspector. Loop's
+ * thread; hot.
+ * 0; -EINVAL: empty, or a range outside; -EXDEV: another pool, or a segment of an earlier lease of this one; -EBUSY:
+ * lent to this peer already; -ENOMEM: no memory for the lease's bits of a segment.
  */
-static inline int wh_lease_lend(struct wh_lease *lease, const struct wharf_buf *buf, size_t offset, size_t size, uint32_t stream,
-	struct wh_run *ret_run)
+static inline int wh_lease_lend(struct wh_lease *lease, const struct wharf_buf *buf, size_t offset, size_t size,
+	uint32_t stream, struct wh_run *ret_run)
 {
 	uint64_t place = buf->opaque[1], bits = wh_place_bits(place);
 
@@ -145,8 +151,9 @@ void wh_lease_hold(struct wh_lease *lease);
 void wh_lease_unhold(struct wh_lease *lease);
 
 /*
- * Undoes a lend whose run was not encoded into a frame that left. If it was published, a hostile peer may have returned it too early:
- * then the lease is poisoned, and the buffer is not safe to use in a shared pool. wh_lease_hold prevents that.
+ * Undoes a lend whose run was not encoded into a frame that left. If it was published, a hostile peer may have
+ * returned it too early: then the lease is poisoned, and the buffer is not safe to use in a shared pool.
+ * wh_lease_hold prevents that.
  */
 void wh_lease_take_back(struct wh_lease *lease, const struct wh_run *run);
 
@@ -165,30 +172,33 @@ static inline bool wh_lease_must_announce(const struct wh_lease *lease, uint16_t
 {
 	return !(lease->known[slot / 64] >> (slot % 64) & 1);
 }
-/* Makes the release map when needed. 0; -ENOMEM; -EMFILE; -EPROTO: the peer has mapped it before, asking again is its fault. */
+/*
+ * Makes the release map when needed. 0; -ENOMEM; -EMFILE; -EPROTO: the peer has mapped it before, asking again is its
+ * fault.
+ */
 int wh_lease_announcement(struct wh_lease *lease, uint16_t slot, struct wh_announcement *ret_announcement);
 /*
- * The frame that carries it was accepted by the kernel (`sent`), or is encoded and will be (`!sent` keeps the fds). The fds of a slot
- * are closed by themselves once the peer's releases prove that it has mapped it.
+ * The frame that carries it was accepted by the kernel (`sent`), or is encoded and will be (`!sent` keeps the fds).
+ * The fds of a slot are closed by themselves once the peer's releases prove that it has mapped it.
  */
 void wh_lease_announced(struct wh_lease *lease, uint16_t slot, bool sent);
 
 /*
- * Takes back everything that this lease's peer has released. Any thread. Returns bytes freed (whole chunks), or -EPROTO: the
- * peer released what was not lent to it.
+ * Takes back everything that this lease's peer has released. Any thread. Returns bytes freed (whole chunks), or
+ * -EPROTO: the peer released what was not lent to it.
  */
 int64_t wh_lease_harvest(struct wh_lease *lease);
 
 /*
- * After kick, a release-wake, or a failed claim: if a claim has failed since the last time and the same size would succeed now, forgets that
- * and returns true: the port fires on_writable. Else marks `wanted` on every lease and looks once more, so that no
- * release is missed. Loop's thread.
+ * After kick, a release-wake, or a failed claim: if a claim has failed since the last time and the same size would
+ * succeed now, forgets that and returns true: the port fires on_writable. Else marks `wanted` on every lease and
+ * looks once more, so that no release is missed. Loop's thread.
  */
 bool wh_pool_room(struct wharf_pool *pool, struct wh_lease *lease);
 
 /*
- * Retiring: the pool wants a slot's memory back. True: a slot that this lease's peer was told of; each once: the port sends the
- * record. Ask after kick; cheap when there is none. Loop's thread.
+ * Retiring: the pool wants a slot's memory back. True: a slot that this lease's peer was told of; each once: the port
+ * sends the record. Ask after kick; cheap when there is none. Loop's thread.
  */
 bool wh_lease_next_retire(struct wh_lease *lease, uint16_t *ret_slot);
 /* The peer has unmapped it: the memory goes when all leases' peers have. 0; -EPROTO: it was not asked to. */

@@ -3,23 +3,26 @@
  * What the files of the pool share: slot.c (segments), claim.c, room.c (waiting), lease.c, pool.c and buf.c.
  *
  * Who may touch what
- *   Words (free, counted, counts, lent, holders, release maps) are atomics. Claims change free words from any thread. Lent
- *   words are set by the lease's loop, and cleared by whoever harvests: the lease's loop at any time, other threads under
- *   the pool's lock. Everything about slots, leases and windows changes under the lock; a lease's fields also only on its loop's
- *   thread, which therefore reads them without it.
+ *   Words (free, counted, counts, lent, holders, release maps) are atomics. Claims change free words from any thread.
+ *   Lent words are set by the lease's loop, and cleared by whoever harvests: the lease's loop at any time, other
+ *   threads under the pool's lock. Everything about slots, leases and windows changes under the lock; a lease's fields
+ *   change only on its loop's thread besides, which therefore reads them without it.
  *
- * A claim pins its slot: a slot is emptied by taking each of its words from "all free" to 0, which fails while a chunk is
- *   out. A stalled claimer finds 0 then, or a later incarnation's bits: so the slot's class is looked at after the claim.
- *   Slots' control words live as long as the pool.
+ * A claim pins its slot
+ *   A slot is emptied by taking each of its words from "all free" to 0, which fails while a chunk is out. A stalled
+ *   claimer finds 0 then, or a later incarnation's bits: so the slot's class is looked at after the claim. Slots'
+ *   control words live as long as the pool.
  *
- * Private words: if a pool is not shared, its port's loop takes whole words of the small classes with one exchange
- *   (wh_control_pool.local) and carves them with plain stores. It must give them back when others want them: whoever sets
- *   `attention` fences and looks at local.bits, the loop sets local.bits, fences and looks at `attention`. So either the loop sees
- *   the flag, or the other sees the bits and kicks the loop.
+ * Private words
+ *   If a pool is not shared, its port's loop takes whole words of the small classes with one exchange (pool->local) and
+ *   carves them with plain stores. It must give them back when others want them: whoever sets `attention` looks at
+ *   local.bits next, the loop sets local.bits and looks at `attention` next, all of it sequentially consistent. So
+ *   either the loop sees the flag, or the other sees the bits and kicks the loop.
  *
- * The end: handles and leases are counted, claimed buffers are not. With the last handle ORPHAN is set; the pool goes when every
- *   chunk is free, which whoever frees a chunk looks at after that. By then another thread may have freed the pool:
- *   so the memory of struct wharf_pool is never given back, only used for other pools.
+ * The end
+ *   Handles and leases are counted, claimed buffers are not. With the last handle ORPHAN is set; the pool goes when
+ *   every chunk is free, which whoever frees a chunk looks at next. By then another thread may have ended the pool: so
+ *   the memory of struct wharf_pool is never given back, only used for other pools.
  */
 #ifndef WH_POOL_INTERNAL_H
 #define WH_POOL_INTERNAL_H
@@ -98,7 +101,7 @@ struct wh_full_lease {
 	uint32_t index;
 	void (*kick)(void *owner);
 	void *owner;
-	_Atomic bool kicked;               /* and wh_pool_room was not called since */
+	_Atomic bool kicked;               /* and neither wh_pool_room nor wh_lease_next_retire was called since */
 	_Atomic bool poisoned;
 	bool wanted;                       /* every release map is marked */
 	bool held;                         /* wh_lease_hold */
@@ -164,7 +167,10 @@ static inline unsigned wh_class_of(size_t size)
 	unsigned class = ((unsigned)(63 - __builtin_clzll((uint64_t)(size - 1) | 512)) - 8) / 2;
 	return class < WH_CLASSES ? class : WH_CLASSES - 1;
 }
-static inline unsigned wh_chunks_of(size_t size, unsigned class) { return (unsigned)((size - 1) >> wh_class_shift(class)) + 1; }
+static inline unsigned wh_chunks_of(size_t size, unsigned class)
+{
+	return (unsigned)((size - 1) >> wh_class_shift(class)) + 1;
+}
 
 /* All chunks of a word of a slot. */
 static inline uint64_t wh_slot_word(const struct wh_slot *s, unsigned word)
@@ -183,18 +189,25 @@ static inline uint32_t wh_slot_state(const struct wh_slot *s)
 void wh_pool_lock(struct wharf_pool *pool);
 /* Also wakes waiters and kicks the ports that are owed room, if chunks became free under the lock. */
 void wh_pool_unlock(struct wharf_pool *pool);
-void wh_pool_kick(struct wharf_pool *pool, struct wh_full_lease *lease); /* takes effect when the lock is dropped, or with wh_pool_run_kicks */
+/* Takes effect when the lock is dropped, or with wh_pool_run_kicks. */
+void wh_pool_kick(struct wharf_pool *pool, struct wh_full_lease *lease);
 void wh_pool_run_kicks(struct wharf_pool *pool);
 void wh_pool_freed_slowly(struct wharf_pool *pool);
 
 /*
- * After chunks were made free without the lock: waiters, owed ports, a dead slot or the end of the pool. The pool may be gone
- * already when this is called (see above).
+ * After chunks were made free without the lock: waiters, owed ports, a dead slot or the end of the pool. The pool may
+ * be gone already when this is called (see above).
  */
 static inline void wh_pool_freed(struct wharf_pool *pool)
 {
 	if (wh_unlikely(atomic_load_explicit(&pool->attention, memory_order_seq_cst)))
 		wh_pool_freed_slowly(pool);
+}
+
+/* Somebody waits for room: what the loop keeps to itself is theirs, too. */
+static inline bool wh_pool_wanted(const struct wharf_pool *pool)
+{
+	return atomic_load_explicit(&pool->attention, memory_order_seq_cst) & (WH_WAITERS | WH_FAILED);
 }
 
 /* Is this the thread that has the private words, while they may be used? */
@@ -239,10 +252,12 @@ void wh_pool_bury(struct wharf_pool *pool);                  /* dead slots that 
 int wh_slot_count(struct wh_slot *s);                        /* makes counts. 0; -ENOMEM */
 
 /* A new segment in which a run of n fits. 0; -EAGAIN: no room under bytes_max, or no slot; -ENOMEM; -EMFILE. */
-int wh_pool_grow(struct wharf_pool *pool, unsigned class, unsigned n, size_t bytes_wanted, uint32_t flags, unsigned *ret_slot);
+int wh_pool_grow(struct wharf_pool *pool, unsigned class, unsigned n, size_t bytes_wanted, uint32_t flags,
+	unsigned *ret_slot);
 /*
- * After everything was looked through in vain: harvests all, and begins to retire idle segments. True: worth another try, because it could
- * grow now, or because the run has come back meanwhile. for_more: the runs that the class has do not help, and stay.
+ * After everything was looked through in vain: harvests all, and begins to retire idle segments. True: worth another
+ * try, because it could grow now, or because the run has come back meanwhile. for_more: the runs that the class has
+ * do not help, and stay.
  */
 bool wh_pool_make_room(struct wharf_pool *pool, unsigned class, unsigned n, bool for_more);
 
@@ -250,17 +265,21 @@ bool wh_pool_make_room(struct wharf_pool *pool, unsigned class, unsigned n, bool
 
 /* Class and length of the run that holds size bytes. False: bytes_max can never hold it. */
 bool wh_pool_run_of(const struct wharf_pool *pool, size_t size, unsigned *ret_class, unsigned *ret_n);
-/* The place of a run without looking at local words first. -EAGAIN, registered for on_writable unless quietly; -ENOMEM; -EMFILE. */
+/*
+ * The place of a run without looking at local words first. -EAGAIN, registered for on_writable unless quietly;
+ * -ENOMEM; -EMFILE.
+ */
 int wh_pool_claim(struct wharf_pool *pool, unsigned class, unsigned n, bool quietly, uint64_t *ret_place);
 /*
- * Under the lock: all that can be done without a failure being final. looked: the caller has just gone round the window in vain, with
- * everything harvested. 0; -EAGAIN; -ENOMEM; -EMFILE.
+ * Under the lock: all that can be done without a failure being final. looked: the caller has just gone round the
+ * window in vain, with everything harvested. 0; -EAGAIN; -ENOMEM; -EMFILE.
  */
 int wh_pool_claim_locked(struct wharf_pool *pool, unsigned class, unsigned n, bool looked, uint64_t *ret_place);
 bool wh_pool_has_run(const struct wharf_pool *pool, unsigned class, unsigned n);
 bool wh_pool_local_idle(const struct wharf_pool *pool); /* the loop has no free chunks in private words */
 void wh_pool_give_back(struct wharf_pool *pool);        /* loop's thread, under the lock: all private words */
-void wh_pool_upkeep(struct wharf_pool *pool);           /* under the lock, now and then: shrinks windows of classes gone quiet */
+/* Under the lock, now and then: shrinks the windows of classes gone quiet. */
+void wh_pool_upkeep(struct wharf_pool *pool);
 
 /* Next word of the class's window after `at` (WH_NOWHERE: the first). *ret_wrapped is set when it begins again. */
 uint32_t wh_class_next(const struct wharf_pool *pool, const struct wh_class *class, uint32_t at, bool *ret_wrapped);
@@ -271,18 +290,20 @@ void wh_lease_poison(struct wh_full_lease *lease);
 /* A counter with one writer at a time. */
 static inline void wh_lease_add(_Atomic uint64_t *counter, uint64_t bytes)
 {
-	atomic_store_explicit(counter, atomic_load_explicit(counter, memory_order_relaxed) + bytes, memory_order_relaxed);
+	atomic_store_explicit(counter, atomic_load_explicit(counter, memory_order_relaxed) + bytes,
+		memory_order_relaxed);
 }
 void wh_pool_harvest(struct wharf_pool *pool);          /* under the lock: all leases, everything */
 void wh_slot_harvest(struct wharf_pool *pool, unsigned slot); /* under the lock: all leases, one slot */
 void wh_lease_forget_slot(struct wh_full_lease *lease, unsigned slot);
 
 /*
- * Takes back what the peer has released of one word: returns the chunks that nobody holds any more, now the caller's to make free.
- * The one rule: whoever clears a lent bit lets go of the chunk. `returned` is the lease's counter for those under the lock, or
- * for its loop.
+ * Takes back what the peer has released of one word: returns the chunks that nobody holds any more, now the caller's
+ * to make free. The one rule: whoever clears a lent bit lets go of the chunk. `returned` is the lease's counter for
+ * those under the lock, or for its loop.
  */
-static inline uint64_t wh_lease_harvest_word(struct wh_full_lease *lease, unsigned slot, unsigned word, _Atomic uint64_t *returned)
+static inline uint64_t wh_lease_harvest_word(struct wh_full_lease *lease, unsigned slot, unsigned word,
+	_Atomic uint64_t *returned)
 {
 	struct wh_lease_slot *ls = &lease->slots[slot];
 	struct wh_slot *s = lease->pool->slots[slot];
@@ -305,8 +326,8 @@ static inline uint64_t wh_lease_harvest_word(struct wh_full_lease *lease, unsign
 /* ---- room.c ---- */
 
 /*
- * Under the lock: sets flags in `attention`, marks every release map, so that the peers send a release-wake, and fences. True: something
- * was not set before, so look again: a chunk may have come back unseen.
+ * Under the lock: sets flags in `attention`, marks every release map, so that the peers send a release-wake, and
+ * fences. True: something was not set before, so look again: a chunk may have come back unseen.
  */
 bool wh_pool_want(struct wharf_pool *pool, uint32_t attention);
 void wh_pool_unwant(struct wharf_pool *pool);           /* if nobody wants any more */

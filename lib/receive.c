@@ -276,6 +276,7 @@ static inline bool hold_chunks(struct wharf_port *port, const struct wh_run *run
 /* Any message: several slices, inline bytes, descriptors. */
 static void deliver_any(struct wharf_port *port, const struct wh_record *r, struct rx *rx)
 {
+	const uint8_t whole = WH_RECORD_FIRST | WH_RECORD_LAST;
 	const struct wh_message_in in = wh_message_read(r);
 	struct wharf_slice slices[WH_WIRE_ITEMS_MAX];
 	int fds[WH_ENGINE_FDS_MAX];
@@ -291,6 +292,10 @@ static void deliver_any(struct wharf_port *port, const struct wh_record *r, stru
 		.fds = fds,
 	};
 
+	if ((r->flags & ~WH_RECORD_FDS) != whole || in.record->stream) {
+		wh_port_violation(port, "fragments or streams, which were not agreed on");
+		return;
+	}
 	for (unsigned i = 0; i < r->n_items; i++) {
 		const struct wh_run *run = &in.runs[i];
 		slices[i].size = run->size;
@@ -344,7 +349,8 @@ static const struct wh_record *deliver(struct wharf_port *port, const struct wh_
 			continue;
 		}
 		run = (const struct wh_run *)((const char *)r + sizeof(struct wh_message_record));
-		if (wh_unlikely(r->flags != (WH_RECORD_FIRST | WH_RECORD_LAST) || r->n_items != 1 || port->untrusted)) {
+		if (wh_unlikely(r->flags != (WH_RECORD_FIRST | WH_RECORD_LAST) || r->n_items != 1 ||
+			    ((const struct wh_message_record *)r)->stream || port->untrusted)) {
 			deliver_any(port, r, rx);
 			continue;
 		}

@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * Waiting for room. Whoever waits sets a flag in `attention`, marks every release map and looks once more; whoever makes chunks free
- * looks at the flag after that, and every receiver at its mark. All of it is sequentially consistent, so one of the two sees
- * the other.
+ * Waiting for room. Whoever waits sets a flag in `attention`, marks every release map and looks once more; whoever
+ * makes chunks free looks at the flag after that, and every receiver at its mark. All of it is sequentially
+ * consistent, so one of the two sees the other.
  *
- * Failed claims are kept as the shortest run of each class that failed. A port is told when one of them would succeed: a longer
- * run of that class may still fail then, and is entered again when its claim does.
+ * Failed claims are kept as the shortest run of each class that failed. A port is told when one of them would
+ * succeed: a longer run of that class may still fail then, and is entered again when its claim does.
  */
 #include <errno.h>
 #include <limits.h>
@@ -59,7 +59,8 @@ void wh_pool_unwant(struct wharf_pool *pool)
 	if (left & (WH_FAILED | WH_WAITERS))
 		return;
 	if (pool->local_lease)
-		atomic_store_explicit(&pool->fast_loop, atomic_load_explicit(&pool->local_loop, memory_order_relaxed), memory_order_relaxed);
+		atomic_store_explicit(&pool->fast_loop, atomic_load_explicit(&pool->local_loop, memory_order_relaxed),
+			memory_order_relaxed);
 	/* A mark that is left costs its peer a frame for nothing. */
 	for (uint64_t rest = pool->lease_map; rest; rest &= rest - 1) {
 		struct wh_full_lease *lease = pool->leases[__builtin_ctzll(rest)];
@@ -85,12 +86,13 @@ static bool would_succeed(struct wharf_pool *pool, struct wh_full_lease *lease)
 {
 	bool any = false;
 
-	for (unsigned c = 0; c < WH_CLASSES; c++)
-		if (lease->owed >> c & 1 &&
-		    (wh_pool_has_run(pool, c, pool->classes[c].failed) || wh_pool_make_room(pool, c, pool->classes[c].failed, false))) {
-			lease->owed &= (uint16_t)~(1u << c);
-			any = true;
-		}
+	for (unsigned c = 0; c < WH_CLASSES; c++) {
+		unsigned n = pool->classes[c].failed;
+		if (!(lease->owed >> c & 1) || !(wh_pool_has_run(pool, c, n) || wh_pool_make_room(pool, c, n, false)))
+			continue;
+		lease->owed &= (uint16_t)~(1u << c);
+		any = true;
+	}
 	return any;
 }
 
@@ -104,7 +106,7 @@ bool wh_pool_room(struct wharf_pool *pool, struct wh_lease *hot)
 	atomic_store_explicit(&lease->kicked, false, memory_order_relaxed);
 	/* A peer may have taken its mark. */
 	lease->wanted = false;
-	if (wh_pool_local(pool) && atomic_load_explicit(&pool->attention, memory_order_relaxed) & (WH_WAITERS | WH_FAILED))
+	if (wh_pool_local(pool) && wh_pool_wanted(pool))
 		wh_pool_give_back(pool);
 	wh_pool_harvest(pool);
 	wh_pool_bury(pool);
@@ -159,8 +161,8 @@ int wh_pool_claim_wait(struct wharf_pool *pool, unsigned class, unsigned n, int6
 			break;
 		uint32_t seen = atomic_load_explicit(&pool->sequence, memory_order_relaxed);
 		wh_pool_unlock(pool);
-		late = syscall(SYS_futex, &pool->sequence, FUTEX_WAIT_BITSET_PRIVATE, seen, has_deadline ? &deadline : NULL, NULL,
-			FUTEX_BITSET_MATCH_ANY) < 0 && errno == ETIMEDOUT;
+		late = syscall(SYS_futex, &pool->sequence, FUTEX_WAIT_BITSET_PRIVATE, seen,
+			has_deadline ? &deadline : NULL, NULL, FUTEX_BITSET_MATCH_ANY) < 0 && errno == ETIMEDOUT;
 		wh_pool_lock(pool);
 	}
 	pool->n_waiters--;

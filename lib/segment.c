@@ -16,7 +16,7 @@
 #endif
 
 enum {
-	HUGE_PAGE = 2 << 20, /* the size of MFD_HUGETLB's default on x86-64; others refuse in mmap, and are done without */
+	HUGE_PAGE = 2 << 20, /* MFD_HUGETLB's default on x86-64; others refuse in mmap, and are done without */
 	SEALS = F_SEAL_SHRINK | F_SEAL_GROW,
 };
 
@@ -56,7 +56,9 @@ static int make_mapping(int fd, size_t bytes, int seals, char **ret_base)
 {
 	if (TRY(ftruncate(fd, (off_t)bytes)) < 0 || reserve(fd, bytes) < 0)
 		return -errno;
-	char *base = injected() ? (errno = ENOMEM, MAP_FAILED) : mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	if (TRY(0) < 0)
+		return -errno;
+	char *base = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
 	if (base == MAP_FAILED)
 		return -errno;
 	/* A forked child could write through the inherited mapping: no seal binds that. */
@@ -70,7 +72,8 @@ static int make_mapping(int fd, size_t bytes, int seals, char **ret_base)
 	return 0;
 }
 
-static int make(const char *name, unsigned slot, size_t bytes, unsigned memfd_flags, int seals, char **ret_base, int *ret_fd)
+static int make(const char *name, unsigned slot, size_t bytes, unsigned memfd_flags, int seals, char **ret_base,
+	int *ret_fd)
 {
 	int fd = make_fd(name, slot, memfd_flags), error;
 	if (fd < 0)
@@ -129,7 +132,8 @@ void wh_segment_close(struct wh_segment *segment)
 
 size_t wh_release_map_bytes(uint32_t n_words)
 {
-	return wh_align_up(sizeof(struct wh_release_map) + (size_t)n_words * sizeof(uint64_t), (size_t)sysconf(_SC_PAGESIZE));
+	return wh_align_up(sizeof(struct wh_release_map) + (size_t)n_words * sizeof(uint64_t),
+		(size_t)sysconf(_SC_PAGESIZE));
 }
 
 int wh_release_map_open(const char *name, unsigned slot, uint32_t n_words, struct wh_release_map **ret_map, int *ret_fd)

@@ -26,11 +26,15 @@ void wh_segment_close_fd(struct wh_segment *segment);
 /* Bytes of the memfd of a release map: whole pages. */
 size_t wh_release_map_bytes(uint32_t n_words);
 /* As above; both sides write it. */
-int wh_release_map_open(const char *name, unsigned slot, uint32_t n_words, struct wh_release_map **ret_map, int *ret_fd);
+int wh_release_map_open(const char *name, unsigned slot, uint32_t n_words, struct wh_release_map **ret_map,
+	int *ret_fd);
 void wh_release_map_close(struct wh_release_map *map, uint32_t n_words); /* takes NULL; the fd is the caller's */
 
 #if WH_ASSERTS >= 2
-/* For tests: the n-th step from now on that can fail fails. 0: none. How many steps were passed is counted down in it. */
+/*
+ * For tests: the n-th step from now on that can fail fails. 0: none. How many steps were passed is counted down in
+ * it.
+ */
 extern int wh_segment_fail_in;
 #endif
 

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* The segments of a pool: made, retired, made again. Everything here but wh_slot_let_go_counted runs under the pool's lock. */
+/* The segments of a pool: made, retired, made again. All but wh_slot_let_go_counted runs under the pool's lock. */
 #include <errno.h>
 #include <stdlib.h>
 #include <unistd.h>
@@ -22,7 +22,8 @@ uint64_t wh_slot_let_go_counted(struct wh_slot *s, unsigned word, uint64_t bits,
 
 	for (uint64_t rest = counted; rest; rest &= rest - 1) {
 		unsigned bit = (unsigned)__builtin_ctzll(rest);
-		uint16_t before = atomic_fetch_sub_explicit(&counts[word * WH_WORD_CHUNKS + bit], 1, memory_order_acq_rel);
+		uint16_t before = atomic_fetch_sub_explicit(&counts[word * WH_WORD_CHUNKS + bit], 1,
+			memory_order_acq_rel);
 		wh_assert(before > 0);
 		if (before == 1)
 			last |= UINT64_C(1) << bit;
@@ -123,7 +124,8 @@ static int make_memory(struct wharf_pool *pool, unsigned index, unsigned class, 
 	/* From here on claims may succeed, those of stalled threads that knew an earlier incarnation too. */
 	for (unsigned w = 0; w < n_words; w++)
 		wh_word_free(&s->control->free[w], wh_slot_word(s, w));
-	atomic_fetch_or_explicit(&pool->classes[class].slots[index / 64], UINT64_C(1) << (index % 64), memory_order_release);
+	atomic_fetch_or_explicit(&pool->classes[class].slots[index / 64], UINT64_C(1) << (index % 64),
+		memory_order_release);
 	pool->classes[class].bytes += bytes;
 	account(pool, pool->bytes + bytes);
 	pool->freed = true;
@@ -142,11 +144,18 @@ static size_t page(void)
 static size_t unit_of(unsigned class) { return wh_max((size_t)1 << wh_class_shift(class), page()); }
 
 /* Smallest segment in which a run of n fits. */
-static uint64_t smallest(unsigned class, unsigned n) { return wh_align_up((size_t)n << wh_class_shift(class), unit_of(class)); }
+static uint64_t smallest(unsigned class, unsigned n)
+{
+	return wh_align_up((size_t)n << wh_class_shift(class), unit_of(class));
+}
 
-static uint64_t room(const struct wharf_pool *pool) { return pool->bytes < pool->bytes_max ? pool->bytes_max - pool->bytes : 0; }
+static uint64_t room(const struct wharf_pool *pool)
+{
+	return pool->bytes < pool->bytes_max ? pool->bytes_max - pool->bytes : 0;
+}
 
-int wh_pool_grow(struct wharf_pool *pool, unsigned class, unsigned n, size_t bytes_wanted, uint32_t flags, unsigned *ret_slot)
+int wh_pool_grow(struct wharf_pool *pool, unsigned class, unsigned n, size_t bytes_wanted, uint32_t flags,
+	unsigned *ret_slot)
 {
 	uint64_t unit = unit_of(class), least = smallest(class, n), left = room(pool), bytes, most;
 	uint64_t run = (uint64_t)wh_run_align(n) << wh_class_shift(class);
@@ -235,7 +244,8 @@ void wh_slot_finish(struct wharf_pool *pool, unsigned slot)
 		return;
 	for (uint64_t rest = pool->lease_map; rest; rest &= rest - 1) {
 		struct wh_full_lease *lease = pool->leases[__builtin_ctzll(rest)];
-		if (wh_map_has(lease->hot.known, slot) || wh_map_has(lease->pinned, slot) || wh_map_has(lease->used, slot))
+		if (wh_map_has(lease->hot.known, slot) || wh_map_has(lease->pinned, slot) ||
+		    wh_map_has(lease->used, slot))
 			return;
 	}
 	for (uint64_t rest = pool->lease_map; rest; rest &= rest - 1)
@@ -248,7 +258,7 @@ void wh_slot_finish(struct wharf_pool *pool, unsigned slot)
 static void begin_retiring(struct wharf_pool *pool, unsigned slot)
 {
 	set_state(pool->slots[slot], WH_SLOT_RETIRING);
-	atomic_fetch_add_explicit(&pool->n_retiring, 1, memory_order_relaxed);
+	atomic_fetch_add_explicit(&pool->n_retiring, 1, memory_order_seq_cst);
 	for (uint64_t rest = pool->lease_map; rest; rest &= rest - 1) {
 		struct wh_full_lease *lease = pool->leases[__builtin_ctzll(rest)];
 		if (wh_map_has(lease->hot.known, slot) || wh_map_has(lease->used, slot))
@@ -374,7 +384,8 @@ bool wh_pool_make_room(struct wharf_pool *pool, unsigned class, unsigned n, bool
 	for (int mapped = 0; mapped < 2; mapped++)
 		for (unsigned i = 0; i < WH_SLOTS_MAX && !enough(&coming, least); i++) {
 			struct wh_slot *s = pool->slots[i];
-			if (!s || wh_slot_state(s) != WH_SLOT_LIVE || known(pool, i) != mapped || (for_more && s->class == class))
+			if (!s || wh_slot_state(s) != WH_SLOT_LIVE || known(pool, i) != mapped ||
+			    (for_more && s->class == class))
 				continue;
 			uint64_t bytes = s->segment.bytes;
 			if (wh_slot_all_free(s) && wh_slot_retire(pool, i))

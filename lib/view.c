@@ -64,8 +64,8 @@ static int map_fd(int fd, size_t bytes, int protection, void **ret_base, const c
 	return 0;
 }
 
-int wh_view_open(int segment_fd, int release_fd, uint16_t slot, uint8_t chunk_shift, uint32_t n_chunks, bool huge_allowed,
-	struct wh_view **ret_view, const char **ret_why)
+int wh_view_open(int segment_fd, int release_fd, uint16_t slot, uint8_t chunk_shift, uint32_t n_chunks,
+	bool huge_allowed, struct wh_view **ret_view, const char **ret_why)
 {
 	uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE), n_words = ((uint64_t)n_chunks + 63) / 64;
 	uint64_t bytes, map_bytes;

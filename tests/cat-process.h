@@ -41,7 +41,7 @@ struct cat {
 	char said[4096];                    /* and what was in it, after cat_done */
 };
 
-/* Starts the program that WHARF_CAT of the environment names. in and out are closed here; -1: /dev/null. NULL is the end. */
+/* Starts the program that WHARF_CAT of the environment names; ends with NULL. in, out: closed here; -1: /dev/null. */
 void cat_start(struct cat *cat, int in, int out, ...) __attribute__((sentinel));
 
 /* The same, with standard error on a terminal, which is closed here. */

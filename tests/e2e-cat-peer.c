@@ -44,6 +44,8 @@ struct saying {
 struct stranger {
 	const struct saying *says;
 	bool then_closes;
+	bool closes_at_end;
+	uint32_t aborts_at_end; /* with this code */
 	bool heard_done;
 	bool closed;
 	uint32_t code, app_code;
@@ -65,8 +67,11 @@ static void on_message(wharf_port *port, const struct wharf_msg *msg, void *user
 {
 	struct stranger *s = user;
 
-	(void)port;
 	s->heard_done |= msg->type == DONE;
+	if (msg->type == END && s->closes_at_end)
+		cr_assert_eq(wharf_port_close(port, -1), 0);
+	if (msg->type == END && s->aborts_at_end)
+		cr_assert_eq(wharf_port_abort(port, s->aborts_at_end), 0);
 }
 
 static void on_close(wharf_port *port, const struct wharf_reason *reason, void *user)
@@ -273,4 +278,20 @@ Test(cat_peer, a_sender_believes_only_what_a_receiver_should_say)
 	cr_expect_eq(cat_done(&sender, MS_ENOUGH), 1);
 	cat_expect_said(&sender, "wharf-cat: receiver ended before the end: ");
 	cat_expect_one_line(&sender);
+}
+
+Test(cat_peer, a_sender_is_content_only_when_the_receiver_is)
+{
+	const struct saying nothing[] = { { 0 } };
+	struct stranger full = { .says = nothing, .aborts_at_end = ENOSPC };
+	struct stranger silent = { .says = nothing, .closes_at_end = true };
+	struct cat sender;
+
+	listen_and_talk(&full, &sender);
+	cr_expect_eq(cat_done(&sender, MS_ENOUGH), 1);
+	cr_expect_str_eq(sender.said, "wharf-cat: receiver gave up: No space left on device: 3 bytes sent\n");
+
+	listen_and_talk(&silent, &sender);
+	cr_expect_eq(cat_done(&sender, MS_ENOUGH), 1);
+	cr_expect_str_eq(sender.said, "wharf-cat: receiver ended before the end: 3 bytes sent\n");
 }

@@ -61,7 +61,8 @@ static inline void announce(struct peer *p, uint16_t slot)
 	if (!wh_lease_must_announce(p->lease, slot))
 		return;
 	cr_assert_eq(wh_lease_announcement(p->lease, slot, &a), 0);
-	cr_assert_eq(wh_view_open(a.segment_fd, a.release_fd, a.slot, a.chunk_shift, a.n_chunks, a.huge, &p->views[slot], &why), 0,
+	cr_assert_eq(wh_view_open(a.segment_fd, a.release_fd, a.slot, a.chunk_shift, a.n_chunks, a.huge,
+		&p->views[slot], &why), 0,
 		"%s", why);
 	wh_lease_announced(p->lease, slot, false);
 	cr_assert_not(wh_lease_must_announce(p->lease, slot));
@@ -110,7 +111,8 @@ static inline int try_claim(wharf_pool *pool, size_t size)
 static inline wharf_pool *new_pool(size_t bytes_max, bool shared)
 {
 	wharf_pool *pool;
-	cr_assert_eq(wharf_pool_new(WHARF_OPT(pool, .bytes_max = bytes_max, .shared = shared, .name = "test"), &pool), 0);
+	cr_assert_eq(wharf_pool_new(WHARF_OPT(pool, .bytes_max = bytes_max, .shared = shared, .name = "test"), &pool),
+		0);
 	return pool;
 }
 

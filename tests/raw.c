@@ -291,26 +291,66 @@ uint32_t raw_bye_code(int fd)
 	return 0;
 }
 
-struct wh_release_map *raw_map_announced(int fd, uint16_t *ret_slot, size_t *ret_bytes)
+static void hold_map(struct raw_holder *holder, const struct wh_announce *a, int fd)
+{
+	struct stat st;
+	void *map;
+
+	RAW_REQUIRE(fstat(fd, &st) == 0);
+	map = mmap(NULL, (size_t)st.st_size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	RAW_REQUIRE(map != MAP_FAILED && !holder->maps[a->slot]);
+	holder->maps[a->slot] = map;
+	holder->bytes[a->slot] = (size_t)st.st_size;
+	holder->n_chunks[a->slot] = a->n_chunks;
+}
+
+static void hold_runs(struct raw_holder *holder, const struct wh_record *r)
+{
+	const struct wh_run *runs = wh_message_read(r).runs;
+
+	holder->n_messages++;
+	for (unsigned i = 0; i < r->n_items; i++)
+		if (runs[i].n_chunks && holder->n_runs < sizeof(holder->runs) / sizeof(*holder->runs))
+			holder->runs[holder->n_runs++] = runs[i];
+}
+
+void raw_hold(int fd, struct raw_holder *holder)
 {
 	struct raw_read read;
 
 	while (raw_receive(fd, &read)) {
-		const struct wh_announce *a = (const struct wh_announce *)find(&read, WH_RECORD_ANNOUNCE);
-		struct stat st;
-		void *map;
+		const struct wh_record *r = wh_frame_first(read.bytes);
+		bool data = false;
 
-		if (!a || read.n_fds != 2) {
-			drop_fds(&read);
-			continue;
+		for (unsigned n = ((const struct wh_frame *)(const void *)read.bytes)->n_records; n; n--, r = wh_record_next(r)) {
+			data |= r->kind == WH_RECORD_ANNOUNCE || r->kind == WH_RECORD_MESSAGE;
+			if (r->kind == WH_RECORD_ANNOUNCE && read.n_fds == 2)
+				hold_map(holder, (const struct wh_announce *)r, read.fds[1]);
+			else if (r->kind == WH_RECORD_MESSAGE)
+				hold_runs(holder, r);
 		}
-		RAW_REQUIRE(fstat(read.fds[1], &st) == 0);
-		map = mmap(NULL, (size_t)st.st_size, PROT_READ | PROT_WRITE, MAP_SHARED, read.fds[1], 0);
-		RAW_REQUIRE(map != MAP_FAILED);
+		holder->n_frames += data;
 		drop_fds(&read);
-		*ret_slot = a->slot;
-		*ret_bytes = (size_t)st.st_size;
-		return map;
 	}
-	return NULL;
+}
+
+bool raw_release_all(struct raw_holder *holder)
+{
+	bool wake = false;
+
+	for (; holder->n_runs; holder->n_runs--) {
+		const struct wh_run *run = &holder->runs[holder->n_runs - 1];
+		struct wh_release_map *map = holder->maps[run->slot];
+		RAW_REQUIRE(map);
+		atomic_fetch_or(&map->words[run->first / 64], (~UINT64_C(0) >> (64 - run->n_chunks)) << run->first % 64);
+		wake |= atomic_exchange(&map->wanted, 0);
+	}
+	return wake;
+}
+
+void raw_holder_fini(struct raw_holder *holder)
+{
+	for (unsigned i = 0; i < WH_WIRE_SLOTS_MAX; i++)
+		if (holder->maps[i])
+			munmap(holder->maps[i], holder->bytes[i]);
 }

@@ -75,7 +75,20 @@ struct raw_read {
 bool raw_receive(int fd, struct raw_read *ret_read);
 /* The code of the next bye, and 0 if there is none. Everything before it is thrown away. */
 uint32_t raw_bye_code(int fd);
-/* Maps the release map of the next announcement that waits; its words are then this process's to write. */
-struct wh_release_map *raw_map_announced(int fd, uint16_t *ret_slot, size_t *ret_bytes);
+
+/* What an honest receiver keeps: the release maps, and what was lent to it. */
+struct raw_holder {
+	struct wh_release_map *maps[WH_WIRE_SLOTS_MAX];
+	size_t bytes[WH_WIRE_SLOTS_MAX];
+	uint32_t n_chunks[WH_WIRE_SLOTS_MAX];
+	struct wh_run runs[1024]; /* received and not released; more are forgotten */
+	size_t n_runs;
+	uint64_t n_frames;        /* data frames read */
+	size_t n_messages;
+};
+void raw_hold(int fd, struct raw_holder *holder); /* reads all that waits */
+/* Marks them as released. True: the owner wanted to be told. */
+bool raw_release_all(struct raw_holder *holder);
+void raw_holder_fini(struct raw_holder *holder);
 
 #endif

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * Threads that claim, trim, refer to, lend, release and abandon at random, against an oracle that counts the holders of every
- * chunk. Under ThreadSanitizer it shows that whatever a pool hands on was ordered; without, that it is handed on once.
+ * Threads that claim, trim, refer to, lend, release and abandon at random, against an oracle that counts the holders
+ * of every chunk. Under ThreadSanitizer it shows that whatever a pool hands on was ordered; without, that it is
+ * handed on once.
  *
  *   stress-pool [seed [milliseconds]]        the seed also from WHARF_TEST_SEED
  */
@@ -101,8 +102,10 @@ static _Atomic uint8_t holders[WH_SLOTS_MAX][CHUNKS];
 static void hold(uint64_t place, uint8_t expected_before)
 {
 	for (uint32_t i = 0; i < wh_place_chunks(place); i++) {
-		uint8_t before = atomic_fetch_add_explicit(&holders[wh_place_slot(place)][wh_place_first(place) + i], 1, memory_order_relaxed);
-		CHECK(expected_before ? before > 0 : before == 0, "slot %u chunk %u had %u holders", wh_place_slot(place),
+		uint8_t before = atomic_fetch_add_explicit(&holders[wh_place_slot(place)][wh_place_first(place) + i],
+			1, memory_order_relaxed);
+		CHECK(expected_before ? before > 0 : before == 0, "slot %u chunk %u had %u holders",
+			wh_place_slot(place),
 			wh_place_first(place) + i, before);
 	}
 }
@@ -120,12 +123,16 @@ static void let_go(unsigned slot, unsigned first, uint64_t bits)
 static void let_go_place(uint64_t place) { let_go(wh_place_slot(place), wh_place_first(place), wh_place_bits(place)); }
 
 /* What its claimer writes, and whoever has it sees. */
-static void write_mark(const struct wharf_buf *buf) { memset(buf->data, (int)(buf->opaque[1] * 31 + buf->size), buf->size < 64 ? buf->size : 64); }
+static void write_mark(const struct wharf_buf *buf)
+{
+	memset(buf->data, (int)(buf->opaque[1] * 31 + buf->size), buf->size < 64 ? buf->size : 64);
+}
 
 static void check_mark(const unsigned char *at, uint64_t place, size_t size)
 {
 	unsigned char mark = (unsigned char)(place * 31 + size);
-	CHECK(at[0] == mark && at[(size < 64 ? size : 64) - 1] == mark, "slot %u chunk %u: another's bytes", wh_place_slot(place),
+	CHECK(at[0] == mark && at[(size < 64 ? size : 64) - 1] == mark, "slot %u chunk %u: another's bytes",
+		wh_place_slot(place),
 		wh_place_first(place));
 }
 
@@ -173,10 +180,12 @@ static bool claim(struct world *w, uint64_t *seed, bool may_wait, struct wharf_b
 {
 	size_t size = random_size(w, seed);
 	bool wait = may_wait && below(seed, 4) == 0, patient = below(seed, 2);
-	int error = wait ? wharf_buf_claim_wait(w->pool, size, patient ? PATIENCE_NS : (int64_t)below(seed, 2000000), ret_buf)
+	int error = wait ? wharf_buf_claim_wait(w->pool, size, patient ? PATIENCE_NS : (int64_t)below(seed, 2000000),
+		ret_buf)
 		: wharf_buf_claim(w->pool, size, ret_buf);
 	/* Whoever waits long gets it at the latest when the others stop: else a wake-up was lost. */
-	CHECK(error == 0 || (error == -EAGAIN && !wait) || (wait && (error == -EPIPE || (error == -ETIMEDOUT && !patient))),
+	CHECK(error == 0 || (error == -EAGAIN && !wait) || (wait && (error == -EPIPE || (error == -ETIMEDOUT &&
+		!patient))),
 		"claim of %zu: %d", size, error);
 	if (error) {
 		atomic_fetch_add(&w->failures, 1);
@@ -190,7 +199,8 @@ static bool claim(struct world *w, uint64_t *seed, bool may_wait, struct wharf_b
 		unsigned shift = wh_class_shift(w->pool->slots[wh_place_slot(ret_buf->opaque[1])]->class);
 		uint32_t n = wh_place_chunks(ret_buf->opaque[1]), keep = (uint32_t)((trimmed - 1) >> shift) + 1;
 		if (keep < n)
-			let_go_place(wh_place(wh_place_slot(ret_buf->opaque[1]), wh_place_first(ret_buf->opaque[1]) + keep, n - keep));
+			let_go_place(wh_place(wh_place_slot(ret_buf->opaque[1]),
+				wh_place_first(ret_buf->opaque[1]) + keep, n - keep));
 		CHECK(wharf_buf_trim(ret_buf, trimmed) == 0, "trim");
 	}
 	write_mark(ret_buf);
@@ -315,7 +325,8 @@ static void announce(struct peer *p, uint16_t slot)
 	if (!wh_lease_must_announce(p->lease, slot))
 		return;
 	CHECK(wh_lease_announcement(p->lease, slot, &a) == 0, "announcement");
-	CHECK(wh_view_open(a.segment_fd, a.release_fd, a.slot, a.chunk_shift, a.n_chunks, a.huge, &item.view, &why) == 0, "%s", why);
+	CHECK(wh_view_open(a.segment_fd, a.release_fd, a.slot, a.chunk_shift, a.n_chunks, a.huge, &item.view,
+		&why) == 0, "%s", why);
 	wh_lease_announced(p->lease, slot, false);
 	wh_lease_announced(p->lease, slot, true);
 	CHECK(push(&p->to_peer, &item), "room was looked for");
@@ -423,7 +434,8 @@ static void *loop(void *arg)
 			}
 		}
 		for (unsigned k = (unsigned)below(&seed, 40); k > 0; k--) {
-			struct peer *p = &w->peers[index + below(&seed, (w->n_leases - index + w->n_loops - 1) / w->n_loops) * w->n_loops];
+			struct peer *p = &w->peers[index + below(&seed,
+				(w->n_leases - index + w->n_loops - 1) / w->n_loops) * w->n_loops];
 			if (below(&seed, 2) && pop(&w->to_loops[index], &item)) {
 				busy = true;
 			} else if (stop || atomic_load(&w->stop_workers) || !claim(w, &seed, false, &item.buf)) {
@@ -486,7 +498,8 @@ static void play(bool shared, uint64_t seed, uint64_t milliseconds)
 	w->n_loops = shared ? 2 : 1;
 	w->n_leases = shared ? LEASES : 1;
 	w->bytes_max = (size_t)65536 << below(&seed, 10);
-	CHECK(wharf_pool_new(WHARF_OPT(pool, .shared = shared, .bytes_max = w->bytes_max, .name = "stress"), &w->pool) == 0, "pool");
+	CHECK(wharf_pool_new(WHARF_OPT(pool, .shared = shared, .bytes_max = w->bytes_max, .name = "stress"),
+		&w->pool) == 0, "pool");
 	for (unsigned i = 0; i < LOOPS; i++)
 		pthread_mutex_init(&w->to_loops[i].lock, NULL);
 	for (unsigned i = 0; i < LEASES; i++) {
@@ -519,13 +532,15 @@ static void play(bool shared, uint64_t seed, uint64_t milliseconds)
 			CHECK(holders[s][c] == 0, "slot %u chunk %u is held at the end", s, c);
 	struct wharf_pool_info info = { .size = sizeof(info) };
 	CHECK(wharf_pool_info(w->pool, &info) == 0, "info");
-	CHECK(info.bytes_lent == 0 && info.bytes_free == info.bytes && info.bytes <= info.bytes_max, "lost: %lu of %lu are free",
+	CHECK(info.bytes_lent == 0 && info.bytes_free == info.bytes && info.bytes <= info.bytes_max,
+		"lost: %lu of %lu are free",
 		(unsigned long)info.bytes_free, (unsigned long)info.bytes);
 	wharf_pool_unref(w->pool);
 	CHECK(count_maps("/memfd:wharf-stress") == 0, "memory is left");
 	printf("%s, %zu KiB: %lu claims, %lu waited, %lu failed, %lu lent, %lu released, %lu reattached, %lu retired\n",
 		shared ? "shared" : "private", w->bytes_max >> 10, (unsigned long)w->claims, (unsigned long)w->waits,
-		(unsigned long)w->failures, (unsigned long)w->lends, (unsigned long)w->releases, (unsigned long)w->reattached,
+		(unsigned long)w->failures, (unsigned long)w->lends, (unsigned long)w->releases,
+			(unsigned long)w->reattached,
 		(unsigned long)w->retired);
 	free(w);
 }

@@ -50,8 +50,10 @@ Test(bitmap, run_starts_are_those_of_the_definition)
 	for (int round = 0; round < 20000; round++) {
 		uint64_t word = random_word(&random);
 		for (unsigned n = 1; n <= 64; n++) {
-			cr_assert_eq(wh_run_starts(word, n), starts_naive(word, n), "word %016lx n %u", (unsigned long)word, n);
-			cr_assert_eq(wh_run_starts_long(word, n), starts_naive(word, n), "word %016lx n %u", (unsigned long)word, n);
+			cr_assert_eq(wh_run_starts(word, n), starts_naive(word, n), "word %016lx n %u",
+				(unsigned long)word, n);
+			cr_assert_eq(wh_run_starts_long(word, n), starts_naive(word, n), "word %016lx n %u",
+				(unsigned long)word, n);
 		}
 		for (unsigned n = 1; n <= 4; n++)
 			cr_assert_eq(wh_run_starts_few(word, n), starts_naive(word, n));

@@ -11,7 +11,8 @@ TestSuite(buf, .init = peer_test_begin, .fini = peer_test_end, .timeout = 60);
 
 Test(buf, claims_are_exact_aligned_writable_and_apart)
 {
-	static const size_t sizes[] = { 1, 64, 256, 257, 1000, 1024, 1025, 4096, 5000, 16384, 16385, 100000, 1 << 20, (1 << 20) + 1, 5 << 20 };
+	static const size_t sizes[] = { 1, 64, 256, 257, 1000, 1024, 1025, 4096, 5000, 16384, 16385, 100000, 1 << 20,
+		(1 << 20) + 1, 5 << 20 };
 	enum { N = sizeof(sizes) / sizeof(*sizes) };
 	wharf_pool *pool = new_pool(0, false);
 	struct wharf_buf bufs[N][3];
@@ -55,10 +56,11 @@ Test(buf, wrong_arguments_are_refused)
 	wharf_pool_unref(pool);
 }
 
-/* Every size that bytes_max allows can be claimed from an empty pool, also after every other size was; one more byte never. */
+/* From an empty pool, also after every other size was claimed; one more byte never. */
 Test(buf, any_size_up_to_bytes_max_fits_and_beyond_it_is_EMSGSIZE)
 {
-	static const size_t maxima[] = { 1, 4096, 5000, 20480, 65536, 100000, 1 << 20, 1000000, 3 << 20, (16 << 20) + 1, 48 << 20 };
+	static const size_t maxima[] = { 1, 4096, 5000, 20480, 65536, 100000, 1 << 20, 1000000, 3 << 20,
+		(16 << 20) + 1, 48 << 20 };
 	struct harness_random random = { harness_seed() };
 	for (size_t i = 0; i < sizeof(maxima) / sizeof(*maxima); i++) {
 		wharf_pool *pool = new_pool(maxima[i], false);
@@ -68,7 +70,8 @@ Test(buf, any_size_up_to_bytes_max_fits_and_beyond_it_is_EMSGSIZE)
 		cr_assert_eq(try_claim(pool, max), 0, "all of %zu", max);
 		cr_assert_eq(try_claim(pool, max + 1), -EMSGSIZE);
 		for (int round = 0; round < 200; round++) {
-			size_t size = 1 + harness_random_below(&random, harness_random_below(&random, 2) ? max : 1 + max / 100);
+			size_t size = 1 + harness_random_below(&random, harness_random_below(&random, 2) ? max
+				: 1 + max / 100);
 			cr_assert_eq(try_claim(pool, size), 0, "%zu of %zu", size, max);
 			cr_assert_leq(info_of(pool).bytes, max);
 		}
@@ -146,13 +149,15 @@ Test(buf, a_referenced_buffer_is_free_when_its_last_holder_lets_go)
 		cr_assert_eq(wharf_buf_trim(&buf, 1), -EINVAL, "others read the tail");
 		cr_assert_eq(info_of(pool).bytes_lent, 768, "one run, three peers");
 		/* Every order of letting go. */
-		static const int orders[6][3] = { { 0, 1, 2 }, { 0, 2, 1 }, { 1, 0, 2 }, { 1, 2, 0 }, { 2, 0, 1 }, { 2, 1, 0 } };
+		static const int orders[6][3] = { { 0, 1, 2 }, { 0, 2, 1 }, { 1, 0, 2 }, { 1, 2, 0 }, { 2, 0, 1 },
+			{ 2, 1, 0 } };
 		wharf_buf_abandon(&buf);
 		for (int k = 0; k < 3; k++) {
 			int i = orders[round][k];
 			struct wharf_pool_info info = info_of(pool);
 			cr_assert_lt(info.bytes_free, info.bytes);
-			cr_assert_eq(*(const unsigned char *)wh_view_at(p[i].views[runs[i].slot], runs[i].first, 699), round);
+			cr_assert_eq(*(const unsigned char *)wh_view_at(p[i].views[runs[i].slot], runs[i].first, 699),
+				round);
 			release(&p[i], &runs[i]);
 			cr_assert_eq(wh_lease_harvest(p[i].lease), k == 2 ? 768 : 0, "order %d, %d-th", round, k);
 		}

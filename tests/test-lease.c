@@ -28,7 +28,8 @@ Test(lease, what_is_lent_comes_back_when_the_peer_releases_it)
 			uint64_t bytes = chunks << p.views[run.slot]->chunk_shift;
 			cr_assert_eq(wh_lease_lent_bytes(p.lease), bytes);
 			cr_assert_eq(info_of(pool).bytes_lent, bytes);
-			cr_assert_eq(*(const unsigned char *)wh_view_at(p.views[run.slot], run.first, (uint32_t)sizes[i] - 1), i + 1);
+			cr_assert_eq(*(const unsigned char *)wh_view_at(p.views[run.slot], run.first,
+				(uint32_t)sizes[i] - 1), i + 1);
 			release(&p, &run);
 			cr_assert_eq((uint64_t)wh_lease_harvest(p.lease), bytes);
 			cr_assert_eq(wh_lease_harvest(p.lease), 0);
@@ -382,6 +383,29 @@ Test(lease, descriptors_are_closed_once_the_peer_has_proved_that_it_mapped)
 		wh_lease_turn(p.lease, turn);
 	cr_assert_eq(harness_count_fds(), fds);
 	cr_assert_eq(wh_lease_announcement(p.lease, run.slot, &again), -EPROTO);
+	peer_leave(&p, WH_DETACH_RETURNED);
+	wharf_pool_unref(pool);
+}
+
+Test(lease, a_port_that_only_asks_for_retirements_hears_of_each)
+{
+	struct peer p;
+	wharf_pool *pool = new_pool(64 * KIB, true);
+	uint16_t slot;
+	peer_join(&p, pool, NULL);
+	for (int round = 1; round <= 3; round++) {
+		/* Each size is in the other's way. */
+		struct wharf_buf buf = claim(pool, round % 2 ? 1000 : 60000);
+		struct wh_run run = send_buf(&p, &buf);
+		release(&p, &run);
+		cr_assert_eq(try_claim(pool, round % 2 ? 60000 : 1000), -EAGAIN);
+		cr_assert_eq(p.kicks, round);
+		cr_assert(wh_lease_next_retire(p.lease, &slot));
+		wh_view_unref(p.views[slot]);
+		p.views[slot] = NULL;
+		cr_assert_eq(wh_lease_retired(p.lease, slot), 0);
+		cr_assert_not(wh_lease_next_retire(p.lease, &slot));
+	}
 	peer_leave(&p, WH_DETACH_RETURNED);
 	wharf_pool_unref(pool);
 }

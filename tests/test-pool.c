@@ -173,7 +173,8 @@ static int child_has_nothing(void *arg)
 	HARNESS_REQUIRE(wharf_buf_trim(buf, 1) == -ECHILD);
 	HARNESS_REQUIRE(wharf_buf_ref(buf, &other) == -ECHILD);
 	HARNESS_REQUIRE(wharf_pool_new(NULL, &pool) == -ECHILD);
-	HARNESS_REQUIRE(wharf_pool_info((wharf_pool *)(uintptr_t)buf->opaque[0], &(struct wharf_pool_info){ .size = 64 }) == -ECHILD);
+	HARNESS_REQUIRE(wharf_pool_info((wharf_pool *)(uintptr_t)buf->opaque[0],
+		&(struct wharf_pool_info){ .size = 64 }) == -ECHILD);
 	wharf_buf_abandon(buf);
 	wharf_pool_unref((wharf_pool *)(uintptr_t)buf->opaque[0]);
 	HARNESS_REQUIRE(harness_count_maps("/memfd:wharf") == 0);
@@ -379,7 +380,8 @@ struct model_buf {
 /* Is what is in memory what its holder wrote? Two claims of one chunk would show. */
 static void check_mark(struct peer *p, const struct model_buf *m)
 {
-	const unsigned char *at = m->state == LENT ? (const void *)wh_view_at(p->views[m->run.slot], m->run.first, 0) : m->buf.data;
+	const unsigned char *at = m->state == LENT ? (const void *)wh_view_at(p->views[m->run.slot], m->run.first, 0)
+		: m->buf.data;
 	cr_assert_eq(at[0], m->mark);
 	cr_assert_eq(at[m->size / 2], m->mark);
 	cr_assert_eq(at[m->size - 1], m->mark);

@@ -89,7 +89,8 @@ static void on_message(wharf_port *port, const struct wharf_msg *msg, void *user
 	struct cat *c = user;
 	bool understood = false;
 
-	if (port != c->port || cat_stopped(c))
+	(void)port;
+	if (cat_stopped(c))
 		return;
 	switch (msg->type) {
 	case CAT_START:
