@@ -46,6 +46,16 @@ static inline void wh_prefetch_write(const void *line)
 #endif
 }
 
+/* Between two looks at something that another processor will change. */
+static inline void wh_relax(void)
+{
+#if defined __x86_64__
+	__builtin_ia32_pause();
+#elif defined __aarch64__
+	__asm__ volatile("yield");
+#endif
+}
+
 static inline size_t wh_min(size_t a, size_t b) { return a < b ? a : b; }
 static inline size_t wh_max(size_t a, size_t b) { return a > b ? a : b; }
 /* a must be a power of two; wraps to 0 only beyond SIZE_MAX - a. */

@@ -170,6 +170,22 @@ void wh_lease_detach(struct wh_lease *hot, enum wh_detach how)
 
 bool wh_lease_shared(const struct wh_lease *lease) { return wh_full_const(lease)->pool->shared; }
 
+void wh_lease_limit(struct wh_lease *lease, uint64_t bytes)
+{
+	struct wharf_pool *pool = wh_full(lease)->pool;
+
+	wh_pool_lock(pool);
+	if (!pool->shared && bytes < pool->bytes_max)
+		pool->bytes_max = bytes < pool->bytes ? pool->bytes : bytes;
+	wh_pool_unlock(pool);
+}
+
+uint64_t wh_lease_slot_bytes(const struct wh_lease *lease, uint16_t slot)
+{
+	const struct wh_slot *s = wh_full_const(lease)->pool->slots[slot];
+	return s ? (uint64_t)s->n_chunks << wh_class_shift(s->class) : 0;
+}
+
 uint64_t wh_lease_id(const struct wh_lease *lease) { return wh_full_const(lease)->control->id; }
 
 void wh_lease_set_peer(struct wh_lease *lease, uint32_t pid)

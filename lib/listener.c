@@ -206,7 +206,7 @@ static int read_options(const struct wharf_listener_options *given, struct wharf
 
 	if (error)
 		return error;
-	if (!o->ops || !o->ops->size || o->flags || o->reserved || o->mode & ~07777u)
+	if (!o->ops || o->flags || o->reserved || o->mode & ~07777u)
 		return -EINVAL;
 	if (!o->mode)
 		o->mode = 0600;
@@ -219,6 +219,7 @@ int wharf_listen(wharf_loop *loop, const char *address, const struct wharf_liste
 	wharf_listener **ret_listener)
 {
 	struct wharf_listener_options o;
+	struct wharf_listener_ops ops;
 	struct wharf_listener *l;
 	struct stat st = { 0 };
 	struct wh_address a;
@@ -227,6 +228,8 @@ int wharf_listen(wharf_loop *loop, const char *address, const struct wharf_liste
 	error = wh_loop_check(loop);
 	if (!error)
 		error = ret_listener ? read_options(options, &o) : -EINVAL;
+	if (!error)
+		error = WH_OPTIONS_READ(o.ops, &ops);
 	if (!error)
 		error = wh_address_parse(address, &a);
 	if (error)
@@ -259,6 +262,7 @@ int wharf_listen(wharf_loop *loop, const char *address, const struct wharf_liste
 	}
 	*l = (struct wharf_listener){
 		.source = { .event = on_event, .loop_freed = on_loop_freed },
+		.ops = ops,
 		.user = o.user,
 		.address = a,
 		.dev = st.st_dev,
@@ -266,7 +270,6 @@ int wharf_listen(wharf_loop *loop, const char *address, const struct wharf_liste
 		.accepted_fd = -1,
 		.retry.expired = on_retry,
 	};
-	memcpy(&l->ops, o.ops, wh_min(o.ops->size, sizeof(l->ops)));
 	wh_loop_add(loop, &l->source, fd);
 	loop->n_users++;
 	wh_engine_accept(loop->engine, &l->source.link);

@@ -62,7 +62,7 @@ int wh_loop_check(const struct wharf_loop *loop)
 		return -EINVAL;
 	if (loop->freed)
 		return -EPIPE;
-	if (loop->owned && wh_unlikely(!pthread_equal(loop->thread, pthread_self())))
+	if (atomic_load_explicit(&loop->owned, memory_order_acquire) && wh_unlikely(!pthread_equal(loop->thread, pthread_self())))
 		return -EPERM;
 	return 0;
 }
@@ -73,7 +73,7 @@ static void close_in_child(struct wh_fork_hook *hook)
 	struct wharf_loop *loop = wh_container_of(hook, struct wharf_loop, fork_hook);
 
 	for (struct wh_list *i = loop->sources.next; i != &loop->sources; i = i->next)
-		close(wh_container_of(i, struct wh_source, all)->link.fd);
+		wh_link_forked(&wh_container_of(i, struct wh_source, all)->link);
 	if (loop->engine)
 		wh_engine_forked(loop->engine);
 }
@@ -174,8 +174,9 @@ wharf_loop *wharf_loop_unref(wharf_loop *loop)
 void wh_loop_add(struct wharf_loop *loop, struct wh_source *source, int fd)
 {
 	source->loop = wharf_loop_ref(loop);
-	wh_list_append(&loop->sources, &source->all);
+	/* In this order: another thread may fork, and the child closes what is listed. */
 	wh_engine_attach(loop->engine, &source->link, fd);
+	wh_list_append(&loop->sources, &source->all);
 }
 
 void wh_loop_remove(struct wh_source *source) { wh_list_remove(&source->all); }
@@ -296,9 +297,12 @@ static void run_ready(struct wharf_loop *loop)
 
 static void run_endings(struct wharf_loop *loop)
 {
-	struct wh_list *node;
+	struct wh_list ending, *node;
 
-	while ((node = wh_list_take_first(&loop->ending)))
+	/* An on_close that opens and aborts must not keep the turn from ending. */
+	wh_list_init(&ending);
+	wh_list_splice(&ending, &loop->ending);
+	while ((node = wh_list_take_first(&ending)))
 		wh_port_finish(wh_container_of(node, struct wharf_port, ending));
 }
 
@@ -318,10 +322,27 @@ static int broken(struct wharf_loop *loop, int error)
 	return loop->broken;
 }
 
-/* Waits as long as the caller, the next deadline and work in hand allow. Returns events queued or a negative errno. */
+/* Looks for work until `until_ns`. Positive: there is some, or somebody wakes the loop. Negative: broken. */
+static int spin(struct wharf_loop *loop, uint64_t until_ns)
+{
+	int n;
+
+	do {
+		n = wh_engine_turn(loop->engine, 0);
+		if (n || work_waits(loop))
+			return n < 0 ? n : 1;
+		/* The engine has taken the wake by now. */
+		if (atomic_exchange_explicit(&loop->rung, false, memory_order_acquire))
+			return 1;
+		wh_relax();
+	} while (wh_loop_clock(loop) < until_ns);
+	return 0;
+}
+
+/* Waits as long as the caller, the next deadline and work in hand allow. 0 or a negative errno. */
 static int wait_for_events(struct wharf_loop *loop, int64_t timeout_ns)
 {
-	uint64_t now_ns, spin_until_ns;
+	uint64_t now_ns, spin_ns;
 	int64_t deadline_ns;
 	int n;
 
@@ -332,24 +353,23 @@ static int wait_for_events(struct wharf_loop *loop, int64_t timeout_ns)
 	if (deadline_ns >= 0 && (timeout_ns < 0 || deadline_ns < timeout_ns))
 		timeout_ns = deadline_ns;
 	if (loop->spin_ns) {
-		spin_until_ns = now_ns + loop->spin_ns;
-		do {
-			n = wh_engine_turn(loop->engine, 0);
-			if (n || work_waits(loop))
-				return n;
-			__builtin_ia32_pause();
-		} while ((now_ns = wh_loop_clock(loop)) < spin_until_ns &&
-			(timeout_ns < 0 || now_ns < spin_until_ns - loop->spin_ns + (uint64_t)timeout_ns));
+		spin_ns = timeout_ns < 0 ? loop->spin_ns : wh_min(loop->spin_ns, (size_t)timeout_ns);
+		n = spin(loop, now_ns + spin_ns);
+		if (n)
+			return n;
 		if (timeout_ns > 0)
-			timeout_ns = (uint64_t)timeout_ns > loop->spin_ns ? timeout_ns - (int64_t)loop->spin_ns : 0;
+			timeout_ns -= (int64_t)spin_ns;
 	}
-	return wh_engine_turn(loop->engine, timeout_ns);
+	n = wh_engine_turn(loop->engine, timeout_ns);
+	atomic_store_explicit(&loop->rung, false, memory_order_relaxed);
+	return n;
 }
 
 static int turn(struct wharf_loop *loop, int64_t timeout_ns)
 {
 	struct wh_event event;
 	int n, budget = EVENTS_PER_TURN;
+	bool happened;
 
 	loop->turn++;
 	flush_dirty(loop);
@@ -357,28 +377,31 @@ static int turn(struct wharf_loop *loop, int64_t timeout_ns)
 	if (n < 0)
 		return broken(loop, n);
 	loop->turn_ns = wh_loop_clock(loop);
-	run_kicks(loop);
+	happened = run_kicks(loop);
 	while (budget-- > 0 && wh_engine_next(loop->engine, &event)) {
 		struct wh_source *source = wh_container_of(event.link, struct wh_source, link);
+		/* A send that came back is no reason to try those that were refused: trying makes the next one. */
+		happened |= event.kind != WH_EVENT_SENT;
 		source->event(source, &event);
 	}
 	run_ready(loop);
 	run_deadlines(loop);
 	run_endings(loop);
-	flush_waiting(loop);
+	if (happened)
+		flush_waiting(loop);
 	flush_dirty(loop);
 	return budget < 0 || work_waits(loop) || !wh_list_empty(&loop->dirty);
 }
 
-static int step(struct wharf_loop *loop, int64_t timeout_ns, bool leave)
+static int step(struct wharf_loop *loop, int64_t timeout_ns)
 {
-	int more, error;
+	int more;
 
 	if (loop->broken)
 		return loop->broken;
-	if (!loop->owned) {
+	if (!atomic_load_explicit(&loop->owned, memory_order_relaxed)) {
 		loop->thread = pthread_self();
-		loop->owned = true;
+		atomic_store_explicit(&loop->owned, true, memory_order_release);
 	}
 	wh_current_loop = loop;
 	loop->in_step = true;
@@ -387,26 +410,35 @@ static int step(struct wharf_loop *loop, int64_t timeout_ns, bool leave)
 		loop->roused = false;
 	}
 	more = turn(loop, timeout_ns);
-	if (more >= 0 && leave) {
-		error = loop->embedded
-			? wh_engine_sleep(loop->engine, next_deadline(loop, wh_loop_clock(loop)), more > 0)
-			: wh_engine_submit(loop->engine);
-		if (error < 0)
-			more = broken(loop, error);
-	}
 	loop->in_step = false;
-	return more < 0 ? more : more || wh_engine_busy(loop->engine);
+	return more;
+}
+
+/* Before control goes back to the host: nothing stays unsent, and the fd tells of what comes. */
+static int leave(struct wharf_loop *loop, bool more)
+{
+	int error;
+
+	if (loop->embedded)
+		error = wh_engine_sleep(loop->engine, next_deadline(loop, wh_loop_clock(loop)), more);
+	else
+		error = wh_engine_submit(loop->engine);
+	return error < 0 ? broken(loop, error) : 0;
 }
 
 int wharf_loop_step(wharf_loop *loop, int64_t timeout_ns)
 {
-	int error = wh_loop_check(loop);
+	int more, error = wh_loop_check(loop);
 
 	if (error)
 		return error;
 	if (loop->in_step)
 		return -EDEADLK;
-	return step(loop, timeout_ns, true);
+	more = step(loop, timeout_ns);
+	if (more < 0)
+		return more;
+	error = leave(loop, more > 0);
+	return error ? error : more || wh_engine_busy(loop->engine);
 }
 
 int wharf_loop_wake(wharf_loop *loop)
@@ -419,6 +451,7 @@ int wharf_loop_wake(wharf_loop *loop)
 		return -EINVAL;
 	/* No lock: a signal handler may have interrupted whoever holds it. */
 	atomic_fetch_add(&loop->wakers, 1);
+	atomic_store_explicit(&loop->rung, true, memory_order_release);
 	error = atomic_load(&loop->freed) ? -EPIPE : wh_engine_wake(loop->engine);
 	atomic_fetch_sub(&loop->wakers, 1);
 	return error;
@@ -426,22 +459,16 @@ int wharf_loop_wake(wharf_loop *loop)
 
 int wharf_loop_run(wharf_loop *loop)
 {
-	int error = wh_loop_check(loop);
+	int more = 0, error = wh_loop_check(loop);
 
 	if (error)
 		return error;
 	if (loop->in_step)
 		return -EDEADLK;
-	while (!atomic_exchange_explicit(&loop->stopped, false, memory_order_acquire)) {
-		/* The last step of a run must not leave anything unsent; the others submit when they wait. */
-		if (!loop->n_users)
-			return 0;
-		error = step(loop, -1, false);
-		if (error < 0)
-			return error;
-	}
-	error = wharf_loop_flush(loop);
-	return error < 0 ? error : 0;
+	/* Between two of these steps nothing needs to leave: the next one submits when it waits. */
+	while (!atomic_exchange_explicit(&loop->stopped, false, memory_order_acquire) && loop->n_users && more >= 0)
+		more = step(loop, -1);
+	return more < 0 ? more : leave(loop, more > 0);
 }
 
 void wharf_loop_stop(wharf_loop *loop)
@@ -460,9 +487,20 @@ int wharf_loop_flush(wharf_loop *loop)
 		return error;
 	if (loop->broken)
 		return loop->broken;
+	if (loop->in_step) {
+		flush_dirty(loop);
+		error = wh_engine_submit(loop->engine);
+		return error < 0 ? broken(loop, error) : 0;
+	}
+	/* The fd was readable for what leaves now. */
+	if (loop->embedded) {
+		wh_engine_rouse(loop->engine);
+		loop->roused = false;
+	}
+	loop->in_step = true;
 	flush_dirty(loop);
-	error = wh_engine_submit(loop->engine);
-	return error < 0 ? broken(loop, error) : 0;
+	loop->in_step = false;
+	return leave(loop, work_waits(loop));
 }
 
 int wharf_loop_fd(wharf_loop *loop)

@@ -40,7 +40,7 @@ struct wharf_loop {
 	_Atomic uint32_t refs;
 	_Atomic bool stopped;
 	_Atomic bool freed;
-	bool owned;                 /* `thread` is set: the loop was stepped */
+	_Atomic bool owned;         /* `thread` is set: the loop was stepped */
 	bool in_step;
 	bool embedded;              /* wharf_loop_fd was asked for */
 	bool roused;                /* the fd was made readable for what happened outside a step */
@@ -54,13 +54,15 @@ struct wharf_loop {
 	struct wh_list sources;     /* everything attached */
 	uint32_t n_users;           /* ports not yet closed, and listeners: what keeps wharf_loop_run running */
 	struct wh_list dirty;       /* ports with something to send */
-	struct wh_list waiting;     /* ports whose frame the kernel had no room for: tried again every turn */
+	/* Ports whose frame the kernel had no room for: tried again in turns that something else caused. */
+	struct wh_list waiting;
 	struct wh_list ready;       /* ports with received frames that wait for a turn */
 	struct wh_list ending;      /* ports whose on_close is due */
 	struct wh_timers timers;
 
 	pthread_mutex_t kick_lock;  /* kicks and the life of the engine against other threads */
 	struct wh_kick *_Atomic kicked;
+	_Atomic bool rung;          /* by wharf_loop_wake, and not yet seen by a spinning wait */
 	_Atomic uint32_t wakers;    /* threads and signal handlers inside wharf_loop_wake */
 
 	struct wh_outframe *spare_frames;

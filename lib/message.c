@@ -50,7 +50,9 @@ struct wh_message *wh_message_take(struct wh_message *borrowed, bool private)
 		.views = (struct wh_view **)(memory + views_at),
 		.refs = 1,
 	};
-	m->pub.flags |= WHARF_MSG_TAKEN;
+	m->is_private = private;
+	if (!private)
+		m->pub.flags |= WHARF_MSG_TAKEN;
 	m->pub.slices = slices;
 	m->pub.fds = m->fds;
 	for (size_t i = 0; i < n; i++) {
@@ -59,6 +61,7 @@ struct wh_message *wh_message_take(struct wh_message *borrowed, bool private)
 		m->views[i] = NULL;
 		if (!private && runs[i].n_chunks) {
 			m->views[i] = wh_view_ref(m->port->views[runs[i].slot]);
+			m->holds = true;
 			continue;
 		}
 		if (slices[i].size)
@@ -70,7 +73,8 @@ struct wh_message *wh_message_take(struct wh_message *borrowed, bool private)
 		m->fds[i] = borrowed->fds[i];
 		borrowed->fds[i] = -1;
 	}
-	atomic_fetch_add_explicit(&m->port->taken, 1, memory_order_relaxed);
+	if (m->holds)
+		atomic_fetch_add_explicit(&m->port->taken, 1, memory_order_relaxed);
 	wharf_port_ref(m->port);
 	return m;
 }
@@ -81,7 +85,12 @@ struct wharf_msg *wharf_msg_take(const struct wharf_msg *msg)
 
 	if (!msg || wh_forked() || m->is_taken)
 		return NULL;
-	if (msg->flags & WHARF_MSG_TAKEN)
+	if (m->is_private) {
+		/* Delivered as a copy: it becomes the caller's as it is. */
+		m->is_taken = true;
+		m->pub.flags |= WHARF_MSG_TAKEN;
+	}
+	if (m->pub.flags & WHARF_MSG_TAKEN)
 		return wharf_msg_ref(&m->pub);
 	taken = wh_message_take(m, false);
 	if (!taken)
@@ -102,13 +111,14 @@ struct wharf_msg *wharf_msg_ref(struct wharf_msg *msg)
 static void free_message(struct wh_message *m)
 {
 	struct wharf_port *port = m->port;
+	bool holds = m->holds;
 	uint32_t reasons = 0;
 
 	for (size_t i = 0; i < m->pub.n_slices; i++) {
 		const struct wh_run *run = &m->runs[i];
 		if (!m->views[i])
 			continue;
-		if (wh_view_release(m->views[i], run->first / 64, (~0ull >> (64 - run->n_chunks)) << (run->first % 64)))
+		if (wh_view_release(m->views[i], run->first / 64, wh_run_mask(run)))
 			reasons |= WH_KICK_WAKE;
 		wh_view_unref(m->views[i]);
 	}
@@ -117,23 +127,27 @@ static void free_message(struct wh_message *m)
 			close(m->fds[i]);
 	free(m->joined);
 	free(m);
-	if (atomic_fetch_sub_explicit(&port->taken, 1, memory_order_acq_rel) == 1)
+	if (holds && atomic_fetch_sub_explicit(&port->taken, 1, memory_order_seq_cst) == 1) {
 		reasons |= WH_KICK_RETURNED;
+		wh_port_let_go(port);
+	}
 	if (reasons)
 		wh_port_kick(port, reasons);
 	wharf_port_unref(port);
 }
 
+void wh_message_unref(struct wh_message *m)
+{
+	if (atomic_fetch_sub_explicit(&m->refs, 1, memory_order_acq_rel) == 1)
+		free_message(m);
+}
+
 struct wharf_msg *wharf_msg_release(struct wharf_msg *msg)
 {
-	struct wh_message *m;
-
 	if (!msg || wh_forked())
 		return NULL;
 	wh_assert(msg->flags & WHARF_MSG_TAKEN);
-	m = message_of(msg);
-	if (atomic_fetch_sub_explicit(&m->refs, 1, memory_order_acq_rel) == 1)
-		free_message(m);
+	wh_message_unref(message_of(msg));
 	return NULL;
 }
 

@@ -12,6 +12,8 @@ struct wh_message {
 	int *fds;
 	void *joined;                    /* wharf_msg_contiguous's copy */
 	bool is_taken;                   /* borrowed: by the application */
+	bool is_private;                 /* a copy made for delivery */
+	bool holds;                      /* taken: some of it lies in the peer's memory */
 	_Atomic uint32_t refs;           /* taken */
 	struct wh_view **views;          /* taken: one per slice, NULL for inline bytes */
 };
@@ -21,5 +23,6 @@ struct wh_message {
  * memory.
  */
 struct wh_message *wh_message_take(struct wh_message *borrowed, bool private);
+void wh_message_unref(struct wh_message *taken);
 
 #endif

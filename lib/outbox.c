@@ -95,10 +95,13 @@ static enum wh_encoded announce(struct wharf_port *port, uint16_t slot, int *ret
 		port->open->encoder.capacity - port->open->encoder.size < sizeof(record))
 		return FRAME_FULL;
 	error = wh_lease_announcement(port->lease, slot, &a);
+	if (!error && port->tx_mapped_bytes + ((uint64_t)a.n_chunks << a.chunk_shift) > port->tx_mapped_bytes_max)
+		error = -EMSGSIZE;
 	if (error) {
 		*ret_error = error;
 		return FAILED;
 	}
+	port->tx_mapped_bytes += (uint64_t)a.n_chunks << a.chunk_shift;
 	record = (struct wh_announce){ .slot = slot,
 		.chunk_shift = a.chunk_shift,
 		.n_chunks = a.n_chunks,
@@ -240,7 +243,7 @@ static void refill(struct wharf_port *port)
 			return;
 		}
 	}
-	port->tx_plain = port->state == WH_PORT_OPEN;
+	port->tx_plain = port->state == WH_PORT_OPEN && !port->tx_dead;
 }
 
 /* The next frame with messages; NULL: there is none, or the peer has too many to read. */
@@ -257,6 +260,7 @@ void wh_port_flush(struct wharf_port *port)
 {
 	struct wharf_loop *loop = port->source.loop;
 	struct wh_outframe *frame;
+	bool was_stuck = port->stuck;
 
 	if (port->shut || port->state == WH_PORT_ENDING || !wh_port_reap(port))
 		return;
@@ -265,6 +269,9 @@ void wh_port_flush(struct wharf_port *port)
 	if (port->tx_dead || port->shut || port->state == WH_PORT_ENDING)
 		return;
 	if (port->stuck) {
+		/* Refused just now, or waiting for better times: the same again would come back at once. */
+		if (!was_stuck || port->backing_off)
+			return;
 		port->sending = port->stuck;
 		port->stuck = NULL;
 		wh_list_remove(&port->waiting);

@@ -136,8 +136,9 @@ void wh_port_hand(struct wharf_port *port, struct wh_outframe *frame)
 	if (frame == port->open)
 		port->open = NULL;
 	encode_controls(port, frame);
-	if (port->lease)
-		wh_lease_publish(port->lease);
+	if (port->lease->turn != port->source.loop->turn)
+		wh_lease_turn(port->lease, port->source.loop->turn);
+	wh_lease_publish(port->lease);
 	frame->tx.size = wh_encode_end(&frame->encoder, port->source.loop->turn_ns, port->frames_read);
 	frame->tx.bytes = frame->bytes;
 	frame->tx.n_fds = frame->encoder.n_fds;
@@ -202,9 +203,10 @@ bool wh_port_reap(struct wharf_port *port)
 	case -ETOOMANYREFS: /* too many descriptors of this user are in flight */
 	case -ENOBUFS:
 	case -ENOMEM:
+		/* No event tells when that has changed. */
 		port->stuck = frame;
-		if (port->state < WH_PORT_ENDING)
-			wh_port_retry_later(port);
+		port->backing_off = true;
+		wh_port_retry_later(port);
 		return true;
 	case -EPIPE:
 	case -ECONNRESET:

@@ -127,7 +127,7 @@ struct wharf_pool {
 	bool shared;
 	struct wh_control_pool *control;
 	struct wh_full_lease *local_lease;
-	uint64_t bytes_max;
+	_Atomic uint64_t bytes_max;
 	struct wh_class classes[WH_CLASSES];
 	struct wh_slot *slots[WH_SLOTS_MAX]; /* made once, then there until the pool goes */
 

@@ -21,16 +21,13 @@
 
 int wh_port_check(const struct wharf_port *port)
 {
-	int error;
-
 	if (wh_forked())
 		return -ECHILD;
 	if (!port)
 		return -EINVAL;
 	if (wh_unlikely(port->state >= WH_PORT_ENDING))
 		return -EPIPE;
-	error = wh_loop_check(port->source.loop);
-	return wh_unlikely(error) ? error : 0;
+	return wh_loop_check(port->source.loop);
 }
 
 void wh_port_dirty(struct wharf_port *port)
@@ -75,6 +72,9 @@ void wh_port_end(struct wharf_port *port, uint32_t code, int error, const char *
 	va_end(arguments);
 	port->reason.code = code;
 	port->reason.error = error;
+	/* What the kernel has taken by now is not unsent. */
+	wh_engine_submit(port->source.loop->engine);
+	wh_port_reap(port);
 	wh_port_queued(port, &port->reason.unsent_messages, &port->reason.unsent_bytes);
 	wh_loop_clear_deadline(port->source.loop, &port->deadline);
 	wh_loop_clear_deadline(port->source.loop, &port->retry);
@@ -82,10 +82,19 @@ void wh_port_end(struct wharf_port *port, uint32_t code, int error, const char *
 	wh_loop_rouse(port->source.loop);
 }
 
-/* Good order: both sides have said bye, or there is nobody left to say it to. */
-static bool ended_well(const struct wharf_port *port)
+/* The peer may still read what was lent to it: neither failed nor proved gone. */
+static bool may_read(const struct wharf_port *port)
 {
-	return port->reason.code == WHARF_CLOSE_LOCAL || port->reason.code == WHARF_CLOSE_PEER;
+	return !port->eof && port->reason.code != WHARF_CLOSE_VIOLATION && port->reason.code != WHARF_CLOSE_MISMATCH &&
+		port->reason.code != WHARF_CLOSE_ERROR;
+}
+
+void wh_port_let_go(struct wharf_port *port)
+{
+	int fd = atomic_exchange(&port->holding_fd, -1);
+
+	if (fd >= 0)
+		close(fd);
 }
 
 static void detach(struct wharf_port *port)
@@ -97,33 +106,31 @@ static void detach(struct wharf_port *port)
 	for (unsigned i = 0; i < WH_ACCUMULATORS; i++)
 		wh_port_flush_released(port, &port->released[i]);
 	wh_port_unmap(port);
-	/* A peer that is gone, or that has returned everything, writes nothing more; any other may still read. */
-	wh_lease_detach(port->lease,
-		port->eof && (ended_well(port) || port->reason.code == WHARF_CLOSE_PEER_GONE) ? WH_DETACH_RETURNED
-											      : WH_DETACH_FAILED);
+	wh_lease_detach(port->lease, port->eof ? WH_DETACH_RETURNED : WH_DETACH_FAILED);
 	port->lease = NULL;
-	shutdown(port->source.link.fd, SHUT_RDWR);
+	if (atomic_load(&port->taken)) {
+		/* The loop goes, taken messages stay: to their owner an end of file would mean that nobody reads them. */
+		atomic_store(&port->holding_fd, fcntl(port->source.link.fd, F_DUPFD_CLOEXEC, 0));
+		if (!atomic_load(&port->taken))
+			wh_port_let_go(port);
+	} else {
+		shutdown(port->source.link.fd, SHUT_RDWR);
+	}
 	wh_engine_detach(port->source.loop->engine, &port->source.link);
 	wh_loop_rouse(port->source.loop);
 }
 
 void wh_port_linger(struct wharf_port *port)
 {
-	bool holds = atomic_load_explicit(&port->taken, memory_order_acquire) != 0;
-
 	if (port->state != WH_PORT_CLOSED || port->shut)
 		return;
-	if (ended_well(port) && !port->eof) {
-		if (holds)
-			return;
-		/*
-		 * A private pool's segments die with its lease; a shared pool's chunks stay lent while the peer may
-		 * read them.
-		 */
-		if (wh_lease_shared(port->lease) && wh_lease_harvest(port->lease) >= 0 &&
-			wh_lease_lent_bytes(port->lease))
-			return;
-	}
+	/* A peer reads the end of file as "holds nothing". */
+	if (!port->eof && atomic_load(&port->taken))
+		return;
+	/* A private pool's segments die with its lease; a shared pool's chunks stay lent while the peer may read them. */
+	if (may_read(port) && wh_lease_shared(port->lease) && wh_lease_harvest(port->lease) >= 0 &&
+		wh_lease_lent_bytes(port->lease))
+		return;
 	detach(port);
 }
 
@@ -145,6 +152,8 @@ void wh_port_finish(struct wharf_port *port)
 	port->told = true;
 	/* What the application took and still holds keeps the socket: the peer is told when that ends. */
 	wh_port_linger(port);
+	if (!port->shut)
+		wh_port_dirty(port); /* a wake may be owed still */
 	wharf_port_unref(port); /* the application's handle */
 }
 
@@ -167,6 +176,8 @@ void wh_port_violation(struct wharf_port *port, const char *why)
 
 void wh_port_eof(struct wharf_port *port)
 {
+	if (port->shut)
+		return;
 	wh_port_reap(port);
 	if (port->state == WH_PORT_CLOSED) {
 		wh_port_linger(port);
@@ -250,7 +261,13 @@ static void on_deadline(struct wh_deadline *deadline)
 	if (port->state == WH_PORT_OPENING) {
 		wh_port_end(port, WHARF_CLOSE_TIMEOUT, ETIMEDOUT, "no hello from the peer in time");
 	} else if (port->tx_dead) {
-		wh_port_end(port, WHARF_CLOSE_PEER_GONE, EPIPE, "the peer stopped reading");
+		/* Its end comes when what it had sent is delivered. */
+		if (port->eof)
+			return;
+		if (port->paused || !wh_list_empty(&port->held))
+			wh_loop_set_deadline(port->source.loop, &port->deadline, WH_GRACE_NS);
+		else
+			wh_port_end(port, WHARF_CLOSE_PEER_GONE, EPIPE, "the peer stopped reading");
 	} else {
 		wh_port_send_bye(port, WH_BYE_ABORT, 0, "the peer gave up waiting for the end");
 		wh_port_end(port, WHARF_CLOSE_TIMEOUT, ETIMEDOUT, "the peer did not finish in time");
@@ -259,7 +276,10 @@ static void on_deadline(struct wh_deadline *deadline)
 
 static void on_retry(struct wh_deadline *deadline)
 {
-	wh_port_flush(wh_container_of(deadline, struct wharf_port, retry));
+	struct wharf_port *port = wh_container_of(deadline, struct wharf_port, retry);
+
+	port->backing_off = false;
+	wh_port_flush(port);
 }
 
 void wh_port_kick(struct wharf_port *port, uint32_t reasons)
@@ -325,10 +345,8 @@ static int check_socket(int fd)
 	if (type != SOCK_SEQPACKET || domain != AF_UNIX)
 		return -EPROTOTYPE;
 	size = sizeof(address);
-	if (getpeername(fd, (struct sockaddr *)&address, &size) < 0 && errno != ENOTCONN)
-		return -errno;
-	/* The other end of a pair may be closed by now, with what it had to say still queued here. */
-	return 0;
+	/* Of a pair whose other end is closed already this still succeeds: what that had to say is queued here. */
+	return getpeername(fd, (struct sockaddr *)&address, &size) < 0 ? -errno : 0;
 }
 
 static int read_options(const struct wharf_port_options *given, struct wharf_port_options *o)
@@ -337,7 +355,7 @@ static int read_options(const struct wharf_port_options *given, struct wharf_por
 
 	if (error)
 		return error;
-	if (!o->ops || !o->ops->size || o->flags || o->reserved || o->policy > WHARF_POLICY_KEEP_LATEST ||
+	if (!o->ops || o->flags || o->reserved || o->policy > WHARF_POLICY_KEEP_LATEST ||
 		o->untrusted > 1)
 		return -EINVAL;
 	if (o->policy != WHARF_POLICY_FAIL || o->unreleased_max)
@@ -399,12 +417,15 @@ int wh_port_open(struct wharf_loop *loop, int fd, const struct wharf_port_option
 {
 	static const struct wh_geometry nothing_announced[WH_SLOTS_MAX];
 	struct wharf_port_options o;
+	struct wharf_port_ops ops;
 	struct wharf_port *port;
 	int error, flags;
 
 	error = wh_loop_check(loop);
 	if (!error)
 		error = read_options(options, &o);
+	if (!error)
+		error = WH_OPTIONS_READ(o.ops, &ops);
 	if (!error)
 		error = check_socket(fd);
 	if (error)
@@ -421,7 +442,7 @@ int wh_port_open(struct wharf_loop *loop, int fd, const struct wharf_port_option
 	port->source.event = on_event;
 	port->source.loop_freed = on_loop_freed;
 	port->source.loop = loop;
-	memcpy(&port->ops, o.ops, wh_min(o.ops->size, sizeof(port->ops)));
+	port->ops = ops;
 	port->user = o.user;
 	port->refs = 2; /* the application's, until on_close has run, and the loop's, until the socket is gone */
 	port->tx_queued_bytes_max = o.tx_queued_bytes_max;
@@ -442,6 +463,7 @@ int wh_port_open(struct wharf_loop *loop, int fd, const struct wharf_port_option
 	port->deadline.expired = on_deadline;
 	port->retry.expired = on_retry;
 	port->kick.run = on_kick;
+	atomic_init(&port->holding_fd, -1);
 	wh_list_init(&port->dirty);
 	wh_list_init(&port->waiting);
 	wh_list_init(&port->held);

@@ -32,7 +32,6 @@ enum wh_port_kick {
 	WH_KICK_ROOM = 1u << 0,          /* the pool may have room: wh_pool_room */
 	WH_KICK_WAKE = 1u << 1,          /* a release in another thread saw `wanted`: the peer is owed a wake */
 	WH_KICK_RETURNED = 1u << 2,      /* the last taken message was released */
-	WH_KICK_EVER = 1u << 31,         /* keeps the word non-zero */
 };
 
 /* A frame on its way out; from the loop's spare ones, so that an idle port has none. */
@@ -103,12 +102,13 @@ struct wharf_port {
 	struct wh_outmsg *backlog, **backlog_end; /* messages that no frame could be made for yet */
 	uint64_t backlog_messages, backlog_bytes, backlog_cost;
 	uint64_t tx_queued_bytes_max;
-	uint64_t tx_mapped_bytes_max;    /* the peer's */
+	uint64_t tx_mapped_bytes, tx_mapped_bytes_max; /* announced; the peer's cap */
 	uint64_t blocked_cost;           /* a send of this cost answered -EAGAIN */
 	uint32_t tx_fds_max, tx_fds_unread, tx_fds_queued;
 	uint32_t blocked_fds;
 	bool blocked;
 	bool tx_dead;                    /* the socket takes nothing any more */
+	bool backing_off;                /* the stuck frame waits for a timer, not for room in the socket */
 	bool hello_sent, bye_encoded, bye_sent;
 	bool wake_due, report_due;
 	bool retires_due;                /* a bit in one of the two maps of slots */
@@ -132,8 +132,8 @@ struct wharf_port {
 	struct wh_list held;
 	uint32_t n_held;
 	struct wh_list ready;
-	struct wh_message *current;      /* the one being delivered */
-	bool delivering, paused, untrusted;
+	bool paused, untrusted;
+	bool harvest_due;                /* the peer says that it has released */
 	bool said_hello, peer_bye, eof;
 	int eof_result;
 	uint64_t retire_acks[WH_SLOTS_MAX / 64]; /* slots of the peer that are unmapped, to be told */
@@ -146,7 +146,8 @@ struct wharf_port {
 	bool told;                       /* on_close has run */
 	struct wh_deadline deadline;     /* of opening, or of draining */
 	struct wh_kick kick;
-	_Atomic uint32_t taken;          /* messages taken and not released */
+	_Atomic uint32_t taken;          /* messages taken that lie in the peer's memory, and not released */
+	_Atomic int holding_fd;          /* the socket, kept for those when the port let go of it; -1: none */
 
 	struct wharf_peer peer;
 	struct wharf_port_stats stats;
@@ -166,6 +167,7 @@ void wh_port_progress(struct wharf_port *port); /* looks whether draining has co
 void wh_port_finish(struct wharf_port *port);   /* runs on_close */
 void wh_port_dirty(struct wharf_port *port);
 void wh_port_kick(struct wharf_port *port, uint32_t reasons); /* any thread */
+void wh_port_let_go(struct wharf_port *port);   /* the last taken message is released: any thread */
 void wh_port_linger(struct wharf_port *port);   /* lets the socket go if nothing holds it */
 void wh_port_eof(struct wharf_port *port);      /* the peer's end, once everything before it is delivered */
 /* The peer broke the protocol: ends the port, and tells the peer why. */
@@ -209,7 +211,7 @@ static inline void wh_port_release_run(struct wharf_port *port, const struct wh_
 		a->word = word;
 		a->slot = run->slot;
 	}
-	a->bits |= (~0ull >> (64 - run->n_chunks)) << (run->first % 64);
+	a->bits |= wh_run_mask(run);
 }
 
 #endif

@@ -152,6 +152,7 @@ static bool held_uses(const struct wharf_port *port, uint16_t slot)
 static void on_retire(struct wharf_port *port, const struct wh_slot_record *r)
 {
 	if (r->acknowledged) {
+		port->tx_mapped_bytes -= wh_lease_slot_bytes(port->lease, r->slot);
 		if (wh_lease_retired(port->lease, r->slot))
 			wh_port_violation(port, "it unmaps a segment that it was not asked to");
 		return;
@@ -208,11 +209,9 @@ static void handle_control(struct wharf_port *port, const struct wh_record *r, s
 		on_retire(port, (const struct wh_slot_record *)r);
 		break;
 	case WH_RECORD_WAKE:
+		/* Once per frame, however many a hostile peer puts into it: harvesting looks at all that is lent. */
 		port->stats.wakes_received++;
-		if (wh_lease_harvest(port->lease) < 0)
-			wh_port_violation(port, "it released memory that it did not hold");
-		else
-			wh_port_room(port);
+		port->harvest_due = true;
 		break;
 	default:
 		wh_port_violation(port, "a record of a feature that was not agreed on");
@@ -247,30 +246,12 @@ static void call_handler(struct wharf_port *port, struct wh_message *m)
 	}
 	if (port->ops.on_message)
 		port->ops.on_message(port, &copy->pub, port->user);
-	if (copy != m)
-		wharf_msg_release(&copy->pub);
-	else if (m->joined)
+	if (copy != m) {
+		copy->is_taken = false; /* was about the borrowed one */
+		wh_message_unref(copy);
+	} else {
 		free(m->joined);
-}
-
-/*
- * Remembers what is delivered, to catch our own double releases. A peer that sends a chunk again before its release
- * would look like one.
- */
-static inline bool hold_chunks(struct wharf_port *port, const struct wh_run *run)
-{
-#if WH_ASSERTS >= 2
-	struct wh_view *view = port->views[run->slot];
-	uint64_t bits = (~0ull >> (64 - run->n_chunks)) << (run->first % 64);
-	if (view->held && atomic_fetch_or(&view->held[run->first / 64], bits) & bits) {
-		wh_port_violation(port, "it sends chunks again that it has not got back");
-		return false;
 	}
-#else
-	(void)port;
-	(void)run;
-#endif
-	return true;
 }
 
 /* Any message: several slices, inline bytes, descriptors. */
@@ -302,8 +283,7 @@ static void deliver_any(struct wharf_port *port, const struct wh_record *r, stru
 		m.pub.size += run->size;
 		if (run->n_chunks) {
 			slices[i].data = wh_view_at(port->views[run->slot], run->first, run->offset);
-			if (!hold_chunks(port, run))
-				return;
+			wh_view_hold(port->views[run->slot], run->first / 64, wh_run_mask(run));
 		} else {
 			slices[i].data = (const char *)r + run->first;
 		}
@@ -357,8 +337,7 @@ static const struct wh_record *deliver(struct wharf_port *port, const struct wh_
 		/* Most messages: whole, in one piece. What does not change between them stays out of the loop. */
 		if (wh_likely(run->n_chunks)) {
 			slice.data = wh_view_at(port->views[run->slot], run->first, run->offset);
-			if (!hold_chunks(port, run))
-				break;
+			wh_view_hold(port->views[run->slot], run->first / 64, wh_run_mask(run));
 		} else {
 			slice.data = (const char *)r + run->first;
 		}
@@ -473,7 +452,6 @@ static void free_held(struct wharf_port *port, struct wh_held *held)
 	free(held);
 }
 
-
 void wh_port_deliver_held(struct wharf_port *port)
 {
 	while (!stopped(port) && !wh_list_empty(&port->held) && !share_is_used(port)) {
@@ -522,6 +500,16 @@ static void receive_lingering(struct wharf_port *port, const struct wh_event *ev
 		wh_port_linger(port);
 }
 
+/* Frames in front of one that ends the port have arrived in good order: their share of the turn is waived. */
+static void deliver_all_held(struct wharf_port *port)
+{
+	uint32_t share = port->msgs_per_turn;
+
+	port->msgs_per_turn = UINT32_MAX;
+	wh_port_deliver_held(port);
+	port->msgs_per_turn = share;
+}
+
 static void receive(struct wharf_port *port, struct wh_event *event)
 {
 	struct rx rx = { .frame = event->bytes, .fds = event->fds, .n_fds = event->n_fds, .fds_lost = event->fds_lost };
@@ -530,10 +518,13 @@ static void receive(struct wharf_port *port, struct wh_event *event)
 	int error;
 
 	if (event->truncated) {
+		deliver_all_held(port);
 		wh_port_violation(port, "a frame larger than it was told");
 		return;
 	}
 	error = wh_frame_check(event->bytes, event->size, event->n_fds, event->fds_lost, &port->limits, &why);
+	if (error)
+		deliver_all_held(port);
 	if (error == -EPROTONOSUPPORT) {
 		wh_port_send_bye(port, WH_BYE_MISMATCH, 0, "another version of the protocol");
 		wh_port_end(
@@ -547,6 +538,8 @@ static void receive(struct wharf_port *port, struct wh_event *event)
 	port->stats.rx_frames++;
 	wh_port_reap(port);
 	wh_port_read_by_peer(port, rx.frame->consumed);
+	if (port->state >= WH_PORT_ENDING)
+		return;
 	r = wh_frame_first(rx.frame);
 	if (!port->said_hello && r->kind == WH_RECORD_HELLO) {
 		wh_port_take_hello(port, (const struct wh_hello *)r, event);
@@ -573,8 +566,17 @@ void wh_port_receive(struct wharf_port *port, struct wh_event *event)
 	else if (port->state == WH_PORT_CLOSED && !port->shut)
 		receive_lingering(port, event);
 	wh_engine_frame_done(port->source.loop->engine, event);
-	if (port->blocked)
+	if (port->state >= WH_PORT_ENDING)
+		return;
+	if (port->harvest_due) {
+		port->harvest_due = false;
+		if (wh_lease_harvest(port->lease) < 0)
+			wh_port_violation(port, "it released memory that it did not hold");
+		else
+			wh_port_room(port);
+	} else if (port->blocked) {
 		wh_port_room(port);
+	}
 }
 
 int wharf_port_pause(wharf_port *port)

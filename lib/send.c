@@ -17,8 +17,8 @@ static uint32_t message_room(const struct wharf_port *port)
 
 uint32_t wh_port_bytes_max(const struct wharf_port *port)
 {
-	return message_room(port) - (uint32_t)sizeof(struct wh_message_record) - 8 - /* the word n_fds */
-		WH_WIRE_ITEMS_MAX * ((uint32_t)sizeof(struct wh_run) + 8);           /* items, and rounding */
+	/* As one part, with descriptors, rounded. */
+	return message_room(port) - (uint32_t)(sizeof(struct wh_message_record) + 8 + sizeof(struct wh_run) + 8);
 }
 
 static bool fds_fit(const struct wharf_port *port, uint32_t n_fds)
@@ -48,7 +48,8 @@ void wh_port_read_by_peer(struct wharf_port *port, uint64_t frames)
 
 void wh_port_room(struct wharf_port *port)
 {
-	bool tell = false;
+	/* In every state: private words are given back here, and the lease may be kicked again. */
+	bool tell = wh_pool_room(wh_lease_pool(port->lease), port->lease);
 
 	if (port->state > WH_PORT_OPEN)
 		return;
@@ -57,8 +58,6 @@ void wh_port_room(struct wharf_port *port)
 		port->blocked = false;
 		tell = true;
 	}
-	if (wh_pool_room(wh_lease_pool(port->lease), port->lease))
-		tell = true;
 	if (tell && port->ops.on_writable)
 		port->ops.on_writable(port, port->user);
 }
@@ -129,6 +128,11 @@ static int lend_parts(struct wharf_port *port, const struct wharf_out *out, stru
 /* Duplicates, or checks, before anything is accepted. */
 static int take_fds(const struct wharf_out *out, struct outgoing *o)
 {
+	/* One number twice would be closed twice. */
+	for (size_t i = 1; out->flags & WHARF_FDS_MOVE && i < out->n_fds; i++)
+		for (size_t j = 0; j < i; j++)
+			if (out->fds[i] == out->fds[j])
+				return -EINVAL;
 	for (size_t i = 0; i < out->n_fds; i++) {
 		o->fds[i] = out->flags & WHARF_FDS_MOVE ? out->fds[i] : fcntl(out->fds[i], F_DUPFD_CLOEXEC, 0);
 		if (o->fds[i] < 0 || (out->flags & WHARF_FDS_MOVE && fcntl(o->fds[i], F_GETFD) < 0)) {
@@ -143,9 +147,10 @@ static int take_fds(const struct wharf_out *out, struct outgoing *o)
 
 static int again(struct wharf_port *port, uint64_t cost, uint32_t n_fds)
 {
+	/* Of several refused the smallest is remembered: it must not wait for the room of a larger one. */
+	port->blocked_cost = port->blocked ? wh_min(port->blocked_cost, cost) : cost;
+	port->blocked_fds = port->blocked ? (uint32_t)wh_min(port->blocked_fds, n_fds) : n_fds;
 	port->blocked = true;
-	port->blocked_cost = cost;
-	port->blocked_fds = n_fds;
 	port->stats.tx_again++;
 	return -EAGAIN;
 }
@@ -161,6 +166,9 @@ static int place(struct wharf_port *port, struct outgoing *o)
 			return again(port, cost, o->message.n_fds);
 		return wh_outbox_queue(port, &o->message, o->fds, o->n_bytes);
 	}
+	/* Full of payload, and the queue had no room for it. */
+	if (port->open && port->open->n_bytes >= WH_FLUSH_BYTES && !wh_outbox_turn_over(port))
+		return again(port, 0, o->message.n_fds);
 	for (;;) {
 		switch (wh_outbox_encode(port, &o->message, o->fds, o->n_bytes, &error)) {
 		case ENCODED:
@@ -264,7 +272,8 @@ int wharf_send_buf(wharf_port *port, uint32_t type, struct wharf_buf *buf)
 		return -EINVAL;
 	open = port->open;
 	if (wh_unlikely(!open || !port->tx_plain || wh_forked() || buf->size > port->tx_message_bytes_max ||
-		    open->encoder.capacity - open->encoder.size < RUN_RECORD || wh_encoder_ended(&open->encoder)))
+		    open->n_bytes >= WH_FLUSH_BYTES || open->encoder.capacity - open->encoder.size < RUN_RECORD ||
+	    wh_encoder_ended(&open->encoder)))
 		goto slowly;
 	if (wh_unlikely(wh_lease_lend(port->lease, buf, 0, buf->size, 0, &run)))
 		goto slowly;
@@ -288,8 +297,8 @@ int wharf_send_bytes(wharf_port *port, uint32_t type, const void *bytes, size_t 
 	if (wh_unlikely(!port))
 		return -EINVAL;
 	open = port->open;
-	if (wh_unlikely(!open || !port->tx_plain || wh_forked() || size > wh_min(message_room(port), port->tx_message_bytes_max) ||
-	    (size && !bytes) || !wh_encode_bytes(&open->encoder, type, bytes, (uint32_t)size)))
+	if (wh_unlikely(!open || !port->tx_plain || wh_forked() || open->n_bytes >= WH_FLUSH_BYTES ||
+	    size > wh_min(message_room(port), port->tx_message_bytes_max) || (size && !bytes) || !wh_encode_bytes(&open->encoder, type, bytes, (uint32_t)size)))
 		return wharf_send(port, &(struct wharf_out){ .type = type,
 			.parts = &(struct wharf_part){ .bytes = bytes, .size = size }, .n_parts = 1 });
 	encoded(port, open, size);

@@ -9,6 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/syscall.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include "control.h"
@@ -103,8 +104,12 @@ int wharf_spawn(wharf_loop *loop, const struct wharf_spawn_options *options, wha
 	close(fds[1]);
 	if (!error && ret_pidfd) {
 		pidfd = (int)syscall(SYS_pidfd_open, pid, 0);
-		if (pidfd < 0)
+		if (pidfd < 0) {
+			/* A child that nobody could end must not be left behind. */
 			error = -errno;
+			kill(pid, SIGKILL);
+			waitpid(pid, NULL, 0);
+		}
 	}
 	if (error) {
 		wh_port_forget(port);
@@ -128,21 +133,22 @@ int wharf_port_inherit(wharf_loop *loop, const struct wharf_port_options *option
 	error = wh_loop_check(loop);
 	if (error)
 		return error;
-	if (atomic_load(&done))
+	if (atomic_exchange(&done, true))
 		return -EALREADY;
+	error = -ENOENT;
 	value = getenv(variable);
-	if (!value)
-		return -ENOENT;
-	errno = 0;
-	fd = strtol(value, &end, 10);
-	if (errno || *end || end == value || fd < 0 || fd > INT_MAX || fcntl((int)fd, F_GETFD) < 0)
-		return -ENOENT;
-	error = wh_port_open(loop, (int)fd, options, -1, ret_port);
-	if (error)
-		return error == -EPROTOTYPE ? -ENOENT : error;
+	if (value) {
+		errno = 0;
+		fd = strtol(value, &end, 10);
+		if (!errno && !*end && end != value && fd >= 0 && fd <= INT_MAX && fcntl((int)fd, F_GETFD) >= 0)
+			error = wh_port_open(loop, (int)fd, options, -1, ret_port);
+	}
+	if (error) {
+		atomic_store(&done, false);
+		return error == -EPROTOTYPE || error == -ENOTCONN ? -ENOENT : error;
+	}
 	/* Children of this process were not given anything. */
 	unsetenv(variable);
-	atomic_store(&done, true);
 	return 0;
 }
 

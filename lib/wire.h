@@ -81,6 +81,12 @@ struct wh_run {
 	uint32_t size;              /* of the payload; 0 only inline */
 };
 
+/* The bits of a run in its word of 64 chunks. */
+static inline uint64_t wh_run_mask(const struct wh_run *run)
+{
+	return (~0ull >> (64 - run->n_chunks)) << (run->first % 64);
+}
+
 /* The fixed part of MESSAGE, CALL and REPLY. Then, in this order, each if its condition holds:
  * u64 position (not both FIRST and LAST); u64 call id (CALL, REPLY); u32 n_fds and u32 zero (FDS); then the runs, then
  * inline bytes. */

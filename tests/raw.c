@@ -19,6 +19,8 @@ _Noreturn void raw_failed(const char *expression, const char *file, int line)
 
 /* ---- Frames ---- */
 
+uint64_t raw_consumed;
+
 bool raw_send(int fd, const void *bytes, size_t size, const int *fds, size_t n_fds, bool credentials)
 {
 	static _Thread_local union {
@@ -66,14 +68,14 @@ struct wh_hello raw_hello(void)
 	};
 }
 
-void raw_say_hello(int fd, const struct wh_hello *hello)
+bool raw_say_hello(int fd, const struct wh_hello *hello)
 {
 	struct wh_hello usual = hello ? *hello : raw_hello();
 	struct raw_frame frame;
 
 	raw_begin(&frame);
 	RAW_REQUIRE(wh_encode_control(&frame.encoder, WH_RECORD_HELLO, &usual, 0));
-	RAW_REQUIRE(raw_send(fd, frame.bytes, wh_encode_end(&frame.encoder, 0, 0), NULL, 0, true));
+	return raw_send(fd, frame.bytes, wh_encode_end(&frame.encoder, 0, 0), NULL, 0, true);
 }
 
 void raw_begin(struct raw_frame *frame) { wh_encode_begin(&frame->encoder, frame->bytes, sizeof(frame->bytes)); }
@@ -126,7 +128,7 @@ bool raw_chunks(int fd, uint16_t slot, uint32_t first, unsigned n_chunks, uint32
 
 	raw_begin(&frame);
 	raw_put_chunks(&frame, 1, slot, first, n_chunks, size);
-	return raw_end(fd, &frame, 0);
+	return raw_end(fd, &frame, raw_consumed);
 }
 
 bool raw_bytes(int fd, const void *bytes, uint32_t size)
@@ -135,7 +137,7 @@ bool raw_bytes(int fd, const void *bytes, uint32_t size)
 
 	raw_begin(&frame);
 	raw_put_bytes(&frame, 2, bytes, size);
-	return raw_end(fd, &frame, 0);
+	return raw_end(fd, &frame, raw_consumed);
 }
 
 bool raw_bye(int fd, uint32_t code)
@@ -144,7 +146,7 @@ bool raw_bye(int fd, uint32_t code)
 
 	raw_begin(&frame);
 	raw_put_bye(&frame, code);
-	return raw_end(fd, &frame, 0);
+	return raw_end(fd, &frame, raw_consumed);
 }
 
 bool raw_retire(int fd, uint16_t slot, bool acknowledged)
@@ -153,7 +155,7 @@ bool raw_retire(int fd, uint16_t slot, bool acknowledged)
 
 	raw_begin(&frame);
 	raw_put_retire(&frame, slot, acknowledged);
-	return raw_end(fd, &frame, 0);
+	return raw_end(fd, &frame, raw_consumed);
 }
 
 bool raw_wake(int fd)
@@ -162,7 +164,7 @@ bool raw_wake(int fd)
 
 	raw_begin(&frame);
 	raw_put_wake(&frame);
-	return raw_end(fd, &frame, 0);
+	return raw_end(fd, &frame, raw_consumed);
 }
 
 bool raw_report(int fd, uint64_t consumed)
@@ -181,7 +183,7 @@ bool raw_announce(int fd, uint16_t slot, uint8_t chunk_shift, uint32_t n_chunks,
 
 	raw_begin(&frame);
 	RAW_REQUIRE(wh_encode_control(&frame.encoder, WH_RECORD_ANNOUNCE, &announce, 2));
-	return raw_send(fd, frame.bytes, wh_encode_end(&frame.encoder, 0, 0), fds, 2, false);
+	return raw_send(fd, frame.bytes, wh_encode_end(&frame.encoder, 0, raw_consumed), fds, 2, false);
 }
 
 bool raw_fds(int fd, const int *fds, size_t n_fds)
@@ -192,7 +194,7 @@ bool raw_fds(int fd, const int *fds, size_t n_fds)
 
 	raw_begin(&frame);
 	RAW_REQUIRE(wh_encode_message(&frame.encoder, &message));
-	return raw_send(fd, frame.bytes, wh_encode_end(&frame.encoder, 0, 0), fds, n_fds, false);
+	return raw_send(fd, frame.bytes, wh_encode_end(&frame.encoder, 0, raw_consumed), fds, n_fds, false);
 }
 
 /* ---- Memory ---- */

@@ -22,7 +22,7 @@ bool raw_send(int fd, const void *bytes, size_t size, const int *fds, size_t n_f
 
 /* A hello that every port accepts, to be changed at will. */
 struct wh_hello raw_hello(void);
-void raw_say_hello(int fd, const struct wh_hello *hello); /* NULL: that one */
+bool raw_say_hello(int fd, const struct wh_hello *hello); /* NULL: that one */
 
 /* A frame under construction. */
 struct raw_frame {
@@ -37,7 +37,8 @@ void raw_put_retire(struct raw_frame *frame, uint16_t slot, bool acknowledged);
 void raw_put_bye(struct raw_frame *frame, uint32_t code);
 bool raw_end(int fd, struct raw_frame *frame, uint64_t consumed); /* sends it */
 
-/* One record in a frame of its own, consumed 0. */
+/* One record in a frame of its own, which says that so many frames were read. */
+extern uint64_t raw_consumed;
 bool raw_chunks(int fd, uint16_t slot, uint32_t first, unsigned n_chunks, uint32_t size);
 bool raw_bytes(int fd, const void *bytes, uint32_t size);
 bool raw_bye(int fd, uint32_t code);

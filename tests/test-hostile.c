@@ -319,6 +319,24 @@ Test(hostile, a_datagram_larger_than_any_frame)
 	expect_violation();
 }
 
+Test(hostile, frames_before_the_bad_one_are_delivered)
+{
+	static unsigned char bytes[100000];
+	struct wharf_port_options o;
+
+	WHARF_INIT(&o);
+	o.rx_msgs_per_turn = 1;
+	for (size_t size = 100; size <= sizeof(bytes); size *= 1000) {
+		begin_open(&o);
+		for (int i = 0; i < 10; i++)
+			cr_assert(raw_bytes(peer, "good", 4));
+		cr_assert(raw_send(peer, bytes, size, NULL, 0, false));
+		settle(p.loop);
+		cr_assert_eq(p.a.n_messages, 10, "%zu messages", p.a.n_messages);
+		expect_violation();
+	}
+}
+
 Test(hostile, an_empty_datagram_reads_as_the_end)
 {
 	begin_open(NULL);
