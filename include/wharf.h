@@ -10,10 +10,10 @@
  *   failure. (Those that make a message return a pointer, NULL for no memory.) After a failure the caller owns
  *   everything it passed, nothing was sent, no callback will fire, and `ret_` parameters are untouched. Success of a
  *   send means queued, not delivered: the reason given to on_close counts what was not sent.
- *   Any function answers -ECHILD in a forked child until wharf_fork_child() (void functions do nothing there, pointers
- *   are NULL), and -EINVAL for a NULL where an object is required, an options size of 0, unknown flag bits, a truth
- *   value other than 0 or 1, or non-zero reserved fields; -E2BIG for non-zero fields behind the options this library
- *   knows; -EOPNOTSUPP for an option that this release declares but does not have yet. Not repeated below.
+ *   Any function answers -ECHILD in a forked child until wharf_fork_child() (others do nothing there, or give what the
+ *   parent would have got), and -EINVAL for a NULL where an object is required, an options size of 0, unknown flag
+ *   bits, a truth value other than 0 or 1, or non-zero reserved fields; -E2BIG for non-zero fields behind the options
+ *   this library knows; -EOPNOTSUPP for an option that this release declares but does not have yet. Not repeated below.
  *
  * Units
  *   Sizes are bytes and times are nanoseconds: names say so (`_bytes`, `_ns`). Timeouts are relative; negative
@@ -39,8 +39,8 @@
  * Processes
  *   The library never takes signals, never writes to stderr, never exits, never starts a thread. After fork() a
  *   child has neither the memory of its parent's loops, pools and ports nor their descriptors (those of vfork and of
- *   raw clone keep the descriptors until they exec or exit); ends that were never opened are the program's own. exec
- *   needs nothing.
+ *   raw clone keep the descriptors until they exec or exit). Ends that were never opened, and descriptors travelling in
+ *   messages, are inherited like others. exec needs nothing.
  *
  * Structures that only the library makes (peer, reason, message) grow at their end: never copy them by size.
  */
@@ -93,7 +93,7 @@ struct wharf_reason;
 /* ---- The loop ------------------------------------------------------------------------------------------------- */
 
 enum {
-	WHARF_ENGINE_AUTO = 0,  /* what WHARF_ENGINE in the environment says, else io_uring */
+	WHARF_ENGINE_AUTO = 0,  /* io_uring, in this release */
 	WHARF_ENGINE_URING = 1,
 	WHARF_ENGINE_EPOLL = 2, /* -EOPNOTSUPP in this release */
 };
@@ -103,7 +103,7 @@ struct wharf_loop_options {
 	uint32_t engine;          /* WHARF_ENGINE_* */
 	/* frames that the kernel may fill ahead, all ports together; a power of two, default 64 */
 	uint32_t rx_buffers;
-	uint32_t frame_bytes_max; /* largest frame sent or received; 4096 to 65536, default 32768 */
+	uint32_t frame_bytes_max; /* largest frame sent or received; 4096 to 65536, rounded down to 64; default 32768 */
 	uint32_t flags;           /* 0 */
 	uint64_t spin_ns;         /* a waiting step looks this long for work before it sleeps; default 0 */
 
@@ -131,7 +131,8 @@ WHARF_API WHARF_CHECK int wharf_loop_new(const struct wharf_loop_options *option
 
 /*
  * Fails every port still open (WHARF_CLOSE_LOOP_FREED; their on_close fires inside), closes the listeners, whose
- * handles end here, and drops the caller's reference. Taken messages and claimed buffers stay valid. By the loop's
+ * handles end here, and drops the caller's reference. Taken messages and claimed buffers stay valid; what a port of a
+ * shared pool has lent comes back at once, so free its loop after its peers have closed. By the loop's
  * thread, or when that has ended. Returns NULL, and takes NULL: `loop = wharf_loop_free(loop)`. Inside a callback it
  * does nothing and returns the loop.
  */
@@ -160,8 +161,8 @@ WHARF_API void wharf_loop_stop(wharf_loop *loop);
 WHARF_API int wharf_loop_wake(wharf_loop *loop);
 
 /*
- * Sends now what is queued, without running callbacks: saves a host loop one wake-up after a burst of sends.
- * Never required. 0; negative as wharf_loop_step.
+ * Sends now what is queued, without running callbacks: a burst of sends leaves before the host comes round to the next
+ * step. Never required. 0; negative as wharf_loop_step.
  */
 WHARF_API int wharf_loop_flush(wharf_loop *loop);
 
@@ -297,7 +298,10 @@ struct wharf_peer {
 	uint32_t version;
 	uint32_t features;
 	uint32_t fds_max;         /* descriptors it takes per message */
-	uint32_t bytes_max;       /* `bytes` parts of one message to it, together: in this release they fit a frame */
+	/*
+	 * Bytes of one part that a message to it takes (24 less for each part more): in this release they fit a frame.
+	 */
+	uint32_t bytes_max;
 	uint32_t reserved;
 	uint64_t message_bytes_max; /* largest message it takes whole */
 	char name[WHARF_NAME_MAX + 1];
@@ -324,11 +328,13 @@ struct wharf_port_ops {
 	 * returns. Of a frame that breaks the protocol nothing is delivered, of earlier ones everything. */
 	void (*on_message)(wharf_port *port, const struct wharf_msg *msg, void *user);
 
-	/* A send or claim that answered -EAGAIN would now succeed. Once per such answer, not per message. */
+	/*
+	 * A send or claim that answered -EAGAIN would now succeed (of several, the smallest). Once for all until then.
+	 */
 	void (*on_writable)(wharf_port *port, void *user);
 
-	/* Exactly once, last, after every message that had arrived was delivered. The handle ends when it returns, unless
-	 * it was ref'd. */
+	/* Exactly once, last. Every message that had arrived before was delivered, unless this end aborted, gave up waiting
+	 * or failed, or its loop was freed. The handle ends when it returns, unless it was ref'd. */
 	void (*on_close)(wharf_port *port, const struct wharf_reason *reason, void *user);
 };
 
@@ -374,8 +380,8 @@ WHARF_API WHARF_CHECK int wharf_pair(int ret_fds[2]);
 /*
  * Opens one end of a connected AF_UNIX SOCK_SEQPACKET socket as a port: says hello, then carries messages both ways.
  * On success the port owns fd, and *ret_port (which may be NULL) is valid until on_close returns.
- * 0; -EBADF; -EPROTOTYPE: not such a socket; -ENOMEM; -EMFILE; -EXDEV: a pool that is not shared and has a port
- * already; -EUSERS: a shared one that has WHARF_POOL_PORTS_MAX.
+ * 0; -EBADF; -EPROTOTYPE, -ENOTCONN: not such a socket; -ENOMEM; -EMFILE; -EXDEV: a pool that is not shared and has a
+ * port already; -EUSERS: a shared one that has WHARF_POOL_PORTS_MAX.
  */
 WHARF_API WHARF_CHECK int wharf_open(wharf_loop *loop, int fd, const struct wharf_port_options *options,
 	wharf_port **ret_port);
@@ -502,7 +508,7 @@ struct wharf_msg {
 	size_t n_slices;
 	const int *fds;   /* borrowed; -1: lost or taken */
 	size_t n_fds;
-	uint64_t sent_ns; /* CLOCK_MONOTONIC when the sender's turn began */
+	uint64_t sent_ns; /* when the sender's turn began, by its clock: CLOCK_MONOTONIC unless its loop has another */
 };
 
 /*

@@ -90,7 +90,8 @@ void wh_port_take_hello(struct wharf_port *port, const struct wh_hello *theirs, 
 	port->peer.version = WH_WIRE_VERSION;
 	port->tx_message_bytes_max = theirs->message_bytes_max;
 	port->tx_mapped_bytes_max = theirs->mapped_bytes_max;
-	wh_lease_limit(port->lease, theirs->mapped_bytes_max);
+	if (theirs->mapped_bytes_max)
+		wh_lease_limit(port->lease, theirs->mapped_bytes_max);
 	wh_lease_set_peer(port->lease, (uint32_t)event->credentials.pid);
 	port->tx_frame_bytes = (uint32_t)wh_min(port->tx_frame_bytes, theirs->frame_bytes_max & ~63u);
 	port->peer.bytes_max = wh_port_bytes_max(port);

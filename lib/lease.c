@@ -433,6 +433,19 @@ void wh_lease_announced(struct wh_lease *hot, uint16_t slot, bool sent)
 	wh_pool_unlock(lease->pool);
 }
 
+/* The peer has returned chunks of the slot, harvested or not: it has mapped it. */
+static bool has_proof(const struct wh_full_lease *lease, unsigned slot)
+{
+	const struct wh_lease_slot *ls = &lease->slots[slot];
+
+	if (atomic_load_explicit(&ls->proven, memory_order_relaxed))
+		return true;
+	for (unsigned w = 0; w < lease->pool->slots[slot]->n_words; w++)
+		if (atomic_load_explicit(&ls->map->words[w], memory_order_relaxed))
+			return true;
+	return false;
+}
+
 /* Descriptors are few: those of slots that the peer has mapped are of no more use. */
 static void close_fds(struct wh_full_lease *lease)
 {
@@ -440,9 +453,9 @@ static void close_fds(struct wh_full_lease *lease)
 
 	for (unsigned i = 0; i < WH_SLOTS_MAX && lease->open_fds; i++) {
 		struct wh_lease_slot *ls = &lease->slots[i];
-		if (ls->release_fd < 0 || !atomic_load_explicit(&ls->proven, memory_order_relaxed) ||
-		    wh_map_has(lease->pinned, i))
+		if (ls->release_fd < 0 || wh_map_has(lease->pinned, i) || !has_proof(lease, i))
 			continue;
+		atomic_store_explicit(&ls->proven, true, memory_order_relaxed);
 		close(ls->release_fd);
 		ls->release_fd = -1;
 		lease->open_fds--;
@@ -575,17 +588,23 @@ void wh_lease_turn(struct wh_lease *hot, uint32_t turn)
 	struct wh_full_lease *lease = wh_full(hot);
 	struct wharf_pool *pool = lease->pool;
 	bool give_back = pool->local_lease == lease && wh_pool_wanted(pool) && !wh_pool_local_idle(pool);
-	bool close = lease->open_fds && turn % CLOSE_FDS_TURNS == 0;
+	/* Only turns in which the port sends are seen here. */
+	bool close = lease->open_fds && turn - lease->closed_turn >= CLOSE_FDS_TURNS;
+	bool upkeep = turn - lease->upkeep_turn >= UPKEEP_TURNS;
 
 	hot->turn = turn;
-	if (wh_likely(!give_back && !close && turn % UPKEEP_TURNS))
+	if (wh_likely(!give_back && !close && !upkeep))
 		return;
 	wh_pool_lock(pool);
 	if (give_back)
 		wh_pool_give_back(pool);
-	if (close)
+	if (close) {
+		lease->closed_turn = turn;
 		close_fds(lease);
-	if (turn % UPKEEP_TURNS == 0)
+	}
+	if (upkeep) {
+		lease->upkeep_turn = turn;
 		wh_pool_upkeep(pool);
+	}
 	wh_pool_unlock(pool);
 }

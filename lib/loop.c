@@ -95,9 +95,9 @@ static int read_options(const struct wharf_loop_options *given, struct wharf_loo
 		o->frame_bytes_max = 32768;
 	if (o->rx_buffers < 2 || o->rx_buffers > 32768 || (o->rx_buffers & (o->rx_buffers - 1)))
 		return -EINVAL;
-	if (o->frame_bytes_max < WH_FRAME_BYTES_MIN || o->frame_bytes_max > WH_FRAME_BYTES_MAX ||
-		o->frame_bytes_max % 64)
+	if (o->frame_bytes_max < WH_FRAME_BYTES_MIN || o->frame_bytes_max > WH_FRAME_BYTES_MAX)
 		return -EINVAL;
+	o->frame_bytes_max &= ~63u;
 	if (!o->alloc) {
 		o->alloc = plain_alloc;
 		o->free = plain_free;

@@ -109,6 +109,7 @@ struct wh_full_lease {
 	uint32_t kicks;                    /* threads inside kick */
 	uint16_t owed;                     /* classes whose failed claims this port will be told of */
 	uint16_t open_fds;                 /* slots with a release fd */
+	uint32_t closed_turn, upkeep_turn; /* when these were last seen to */
 	_Atomic uint64_t lent_bytes;       /* ever; written by the loop */
 	_Atomic uint64_t returned_here;    /* ever; by the loop without the lock: one writer at a time, as */
 	_Atomic uint64_t returned_bytes;   /* the rest, under the lock */

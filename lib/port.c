@@ -217,7 +217,7 @@ static void on_event(struct wh_source *source, struct wh_event *event)
 	case WH_EVENT_SENT:
 	case WH_EVENT_WRITABLE:
 		wh_port_flush(port);
-		if (port->blocked)
+		if (port->blocked && !port->shut)
 			wh_port_room(port);
 		break;
 	case WH_EVENT_EOF:
@@ -446,6 +446,7 @@ int wh_port_open(struct wharf_loop *loop, int fd, const struct wharf_port_option
 	port->user = o.user;
 	port->refs = 2; /* the application's, until on_close has run, and the loop's, until the socket is gone */
 	port->tx_queued_bytes_max = o.tx_queued_bytes_max;
+	port->flush_bytes = wh_min(WH_FLUSH_BYTES, o.tx_queued_bytes_max);
 	port->tx_fds_max = o.tx_fds_max;
 	port->tx_message_bytes_max = UINT64_MAX;
 	port->backlog_end = &port->backlog;

@@ -102,6 +102,7 @@ struct wharf_port {
 	struct wh_outmsg *backlog, **backlog_end; /* messages that no frame could be made for yet */
 	uint64_t backlog_messages, backlog_bytes, backlog_cost;
 	uint64_t tx_queued_bytes_max;
+	uint64_t flush_bytes;            /* payload that makes a frame full */
 	uint64_t tx_mapped_bytes, tx_mapped_bytes_max; /* announced; the peer's cap */
 	uint64_t blocked_cost;           /* a send of this cost answered -EAGAIN */
 	uint32_t tx_fds_max, tx_fds_unread, tx_fds_queued;

@@ -167,7 +167,7 @@ static int place(struct wharf_port *port, struct outgoing *o)
 		return wh_outbox_queue(port, &o->message, o->fds, o->n_bytes);
 	}
 	/* Full of payload, and the queue had no room for it. */
-	if (port->open && port->open->n_bytes >= WH_FLUSH_BYTES && !wh_outbox_turn_over(port))
+	if (port->open && port->open->n_bytes >= port->flush_bytes && !wh_outbox_turn_over(port))
 		return again(port, 0, o->message.n_fds);
 	for (;;) {
 		switch (wh_outbox_encode(port, &o->message, o->fds, o->n_bytes, &error)) {
@@ -244,7 +244,7 @@ int wharf_send(wharf_port *port, const struct wharf_out *out)
 	for (size_t i = 0; i < out->n_parts; i++)
 		if (out->parts[i].buf)
 			*out->parts[i].buf = (struct wharf_buf)WHARF_BUF_EMPTY;
-	if (port->open && port->open->n_bytes >= WH_FLUSH_BYTES)
+	if (port->open && port->open->n_bytes >= port->flush_bytes)
 		wh_outbox_turn_over(port);
 	return 0;
 }
@@ -259,7 +259,7 @@ static inline void encoded(struct wharf_port *port, struct wh_outframe *open, si
 		wh_port_dirty(port);
 	}
 	/* A frame without room for one more of the smallest is full. */
-	if (wh_unlikely(open->n_bytes >= WH_FLUSH_BYTES || open->encoder.capacity - open->encoder.size < RUN_RECORD))
+	if (wh_unlikely(open->n_bytes >= port->flush_bytes || open->encoder.capacity - open->encoder.size < RUN_RECORD))
 		wh_outbox_turn_over(port);
 }
 
@@ -272,7 +272,7 @@ int wharf_send_buf(wharf_port *port, uint32_t type, struct wharf_buf *buf)
 		return -EINVAL;
 	open = port->open;
 	if (wh_unlikely(!open || !port->tx_plain || wh_forked() || buf->size > port->tx_message_bytes_max ||
-		    open->n_bytes >= WH_FLUSH_BYTES || open->encoder.capacity - open->encoder.size < RUN_RECORD ||
+		    open->n_bytes >= port->flush_bytes || open->encoder.capacity - open->encoder.size < RUN_RECORD ||
 	    wh_encoder_ended(&open->encoder)))
 		goto slowly;
 	if (wh_unlikely(wh_lease_lend(port->lease, buf, 0, buf->size, 0, &run)))
@@ -297,7 +297,7 @@ int wharf_send_bytes(wharf_port *port, uint32_t type, const void *bytes, size_t 
 	if (wh_unlikely(!port))
 		return -EINVAL;
 	open = port->open;
-	if (wh_unlikely(!open || !port->tx_plain || wh_forked() || open->n_bytes >= WH_FLUSH_BYTES ||
+	if (wh_unlikely(!open || !port->tx_plain || wh_forked() || open->n_bytes >= port->flush_bytes ||
 	    size > wh_min(message_room(port), port->tx_message_bytes_max) || (size && !bytes) || !wh_encode_bytes(&open->encoder, type, bytes, (uint32_t)size)))
 		return wharf_send(port, &(struct wharf_out){ .type = type,
 			.parts = &(struct wharf_part){ .bytes = bytes, .size = size }, .n_parts = 1 });

@@ -346,6 +346,60 @@ Test(hostile_callbacks, sending_and_closing_from_on_writable)
 	counted_free_pair();
 }
 
+static void fill_and_abort(struct end *end, const struct wharf_msg *msg)
+{
+	(void)msg;
+	send_until_refused(end);
+	cr_assert_eq(wharf_port_abort(end->port, 4), 0);
+}
+
+Test(hostile_callbacks, aborting_with_a_full_queue_and_a_frame_on_its_way)
+{
+	for (int i = 0; i < 4; i++) {
+		counted_pair();
+		p.a.on_message = fill_and_abort;
+		if (i & 1)
+			cr_assert_eq(wharf_port_pause(p.b.port), 0);
+		if (i & 2)
+			send_until_refused(&p.a);
+		cr_assert_eq(wharf_send_bytes(p.b.port, 1, "go", 2), 0);
+		settle(p.loop);
+		if (p.b.port)
+			cr_assert_eq(wharf_port_resume(p.b.port), 0);
+		settle(p.loop);
+		cr_assert_eq(p.a.n_closed, 1);
+		cr_assert_eq(p.b.n_closed, 1);
+		counted_free_pair();
+	}
+}
+
+static void refill(struct end *end, const struct wharf_msg *msg)
+{
+	static unsigned char bytes[20000];
+
+	(void)msg;
+	for (int i = 0; i < 3; i++)
+		(void)!wharf_send_bytes(end->port, 1, bytes, sizeof(bytes));
+}
+
+/* A send that ends while the deadline's bye is sent is heard of when the port is gone. */
+Test(hostile_callbacks, giving_up_in_the_middle_of_a_full_queue)
+{
+	for (int n = 0; n < 40; n++) {
+		counted_pair();
+		p.a.on_message = p.b.on_message = refill;
+		send_until_refused(&p.a);
+		send_until_refused(&p.b);
+		for (int i = 0; i < n; i++)
+			cr_assert_geq(wharf_loop_step(p.loop, 0), 0);
+		cr_assert_eq(wharf_port_close(p.a.port, 0), 0);
+		settle(p.loop);
+		cr_assert_eq(p.a.n_closed, 1);
+		cr_assert_eq(p.b.n_closed, 1);
+		counted_free_pair();
+	}
+}
+
 static void send_and_abort(wharf_port *port, const struct wharf_peer *peer, void *user)
 {
 	struct end *end = user;

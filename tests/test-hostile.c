@@ -191,6 +191,23 @@ Test(hostile, a_hello_with_the_least_limits)
 	expect_life();
 }
 
+Test(hostile, a_hello_that_maps_less_than_what_waits_for_it)
+{
+	struct wh_hello hello = raw_hello();
+	struct wharf_buf b;
+
+	begin(NULL);
+	cr_assert_eq(wharf_buf_claim(wharf_port_pool(p.a.port), 100, &b), 0);
+	cr_assert_eq(wharf_send_buf(p.a.port, 1, &b), 0);
+	hello.mapped_bytes_max = 4096;
+	raw_say_hello(peer, &hello);
+	pass(2);
+	expect_end(WHARF_CLOSE_ERROR);
+	cr_assert_eq(p.a.reason.error, EMSGSIZE);
+	cr_assert_eq(p.a.reason.unsent_messages, 1);
+	finish();
+}
+
 Test(hostile, a_bye_before_the_hello)
 {
 	begin(NULL);
