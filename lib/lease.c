@@ -126,13 +126,11 @@ static void settle_slot(struct wh_full_lease *lease, unsigned slot)
 	}
 }
 
-void wh_lease_detach(struct wh_lease *hot, enum wh_detach how)
+void wh_lease_detach(struct wh_lease *hot)
 {
 	struct wh_full_lease *lease = wh_full(hot);
 	struct wharf_pool *pool;
 
-	/* A failed peer's lent chunks are in segments that it knows: a private pool drops those in either case. */
-	(void)how;
 	if (!hot)
 		return;
 	pool = lease->pool;

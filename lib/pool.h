@@ -73,17 +73,12 @@ struct wh_announcement {
 int wh_pool_attach(struct wharf_pool *pool, const void *loop_id, void (*kick)(void *owner), void *owner,
 	struct wh_lease **ret_lease);
 
-enum wh_detach {
-	WH_DETACH_RETURNED, /* nothing is lent any more, or the peer is proved dead: chunks come back at once */
-	WH_DETACH_FAILED,   /* the peer may go on reading: a private pool's lent chunks are never written again; a
-	                     * shared pool's come back (its peers may read all of it anyway) */
-};
 /*
- * Ends the lease; its lent chunks are settled as `how` says. The segments of a private pool that the peer knew are
- * dropped in both cases, or a next peer's messages could be read by this one. Waits for a kick that another thread is
- * in. Loop's thread. Takes NULL.
+ * Ends the lease. A shared pool has its lent chunks back at once (its peers may read all of it anyway); a private pool
+ * drops the segments that the peer knew and never writes to them again, for the peer may go on reading, and a next
+ * peer's messages must not be readable by this one. Waits for a kick that another thread is in. Loop's thread. Takes NULL.
  */
-void wh_lease_detach(struct wh_lease *lease, enum wh_detach how);
+void wh_lease_detach(struct wh_lease *lease);
 
 uint64_t wh_lease_lent_bytes(const struct wh_lease *lease); /* in whole chunks; lent minus harvested */
 

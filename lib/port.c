@@ -106,7 +106,7 @@ static void detach(struct wharf_port *port)
 	for (unsigned i = 0; i < WH_ACCUMULATORS; i++)
 		wh_port_flush_released(port, &port->released[i]);
 	wh_port_unmap(port);
-	wh_lease_detach(port->lease, port->eof ? WH_DETACH_RETURNED : WH_DETACH_FAILED);
+	wh_lease_detach(port->lease);
 	port->lease = NULL;
 	if (atomic_load(&port->taken)) {
 		/* The loop goes, taken messages stay: to their owner an end of file would mean that nobody reads them. */

@@ -133,8 +133,6 @@ void wh_view_unref(struct wh_view *view)
 		return;
 	munmap((void *)(uintptr_t)view->base, view->bytes);
 	munmap(view->map, view->map_bytes);
-	if (view->unowned)
-		view->unowned(view->owner);
 #if WH_ASSERTS >= 2
 	free((void *)view->held);
 #endif

@@ -26,9 +26,6 @@ struct wh_view {
 	uint8_t chunk_shift;
 	uint16_t slot;
 	_Atomic uint32_t refs;      /* the port's, and one per taken message that reads it */
-	void (*wake)(void *owner);  /* a release from another thread saw `wanted`: any thread. Set by the port */
-	void (*unowned)(void *owner); /* drops the view's reference to owner, when the view dies. May be NULL */
-	void *owner;
 #if WH_ASSERTS >= 2
 	/* chunks delivered and not yet released, once wh_view_hold was called: catches honest double releases */
 	_Atomic uint64_t *held;

@@ -46,9 +46,9 @@ static inline void peer_unmap(struct peer *p)
 	}
 }
 
-static inline void peer_leave(struct peer *p, enum wh_detach how)
+static inline void peer_leave(struct peer *p)
 {
-	wh_lease_detach(p->lease, how);
+	wh_lease_detach(p->lease);
 	p->lease = NULL;
 	peer_unmap(p);
 }

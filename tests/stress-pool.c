@@ -382,7 +382,7 @@ static void detach(struct peer *p, uint64_t *seed)
 			break;
 	}
 	CHECK(!wh_lease_poisoned(p->lease), "an honest peer");
-	wh_lease_detach(p->lease, below(seed, 2) ? WH_DETACH_RETURNED : WH_DETACH_FAILED);
+	wh_lease_detach(p->lease);
 }
 
 static void serve(struct world *w, struct peer *p, uint64_t *seed)

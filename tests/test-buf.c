@@ -165,7 +165,7 @@ Test(buf, a_referenced_buffer_is_free_when_its_last_holder_lets_go)
 		cr_assert_eq(info.bytes_free, info.bytes);
 	}
 	for (int i = 0; i < 3; i++)
-		peer_leave(&p[i], WH_DETACH_RETURNED);
+		peer_leave(&p[i]);
 	wharf_pool_unref(pool);
 }
 
@@ -194,7 +194,7 @@ Test(buf, the_same_run_twice_to_one_peer_is_EBUSY_while_it_is_out)
 			release(&p, &run);
 			cr_assert_eq(wh_lease_harvest(p.lease), 256);
 		}
-		peer_leave(&p, WH_DETACH_RETURNED);
+		peer_leave(&p);
 		wharf_pool_unref(pool);
 	}
 }

@@ -37,7 +37,7 @@ Test(lease, what_is_lent_comes_back_when_the_peer_releases_it)
 		}
 		struct wharf_pool_info info = info_of(pool);
 		cr_assert_eq(info.bytes_free, info.bytes);
-		peer_leave(&p, WH_DETACH_RETURNED);
+		peer_leave(&p);
 		wharf_pool_unref(pool);
 	}
 }
@@ -57,7 +57,7 @@ Test(lease, partial_release_is_per_chunk)
 		wh_view_release(p.views[run.slot], run.first / 64, bit | bit << 2);
 		cr_assert_eq(wh_lease_harvest(p.lease), 512);
 		cr_assert_not(wh_lease_poisoned(p.lease));
-		peer_leave(&p, WH_DETACH_RETURNED);
+		peer_leave(&p);
 		wharf_pool_unref(pool);
 	}
 }
@@ -77,7 +77,7 @@ Test(lease, claims_harvest_by_themselves)
 		}
 		cr_assert_leq(info_of(pool).bytes, 1 * MIB);
 		cr_assert_eq(wh_lease_lent_bytes(p.lease), 16 * 16384);
-		peer_leave(&p, WH_DETACH_RETURNED);
+		peer_leave(&p);
 		wharf_pool_unref(pool);
 	}
 }
@@ -103,7 +103,7 @@ Test(lease, releasing_what_was_not_lent_poisons_and_frees_nothing)
 		}
 		release(&p, &run);
 		cr_assert_eq(wh_lease_harvest(p.lease), -EPROTO, "for good");
-		peer_leave(&p, WH_DETACH_FAILED);
+		peer_leave(&p);
 		wharf_buf_abandon(&held);
 		for (int i = 0; i < 2000; i++)
 			wharf_buf_abandon(&others[i]);
@@ -122,7 +122,7 @@ Test(lease, a_double_release_is_a_violation_and_frees_once)
 		cr_assert_eq(wh_lease_harvest(p.lease), 256);
 		release(&p, &run);
 		cr_assert_eq(wh_lease_harvest(p.lease), -EPROTO);
-		peer_leave(&p, WH_DETACH_FAILED);
+		peer_leave(&p);
 		wharf_pool_unref(pool);
 	}
 }
@@ -146,7 +146,7 @@ Test(lease, a_release_before_the_frame_left_is_a_violation)
 		wharf_buf_abandon(&buf);
 		struct wharf_pool_info info = info_of(pool);
 		cr_assert_eq(info.bytes_free, info.bytes);
-		peer_leave(&p, WH_DETACH_FAILED);
+		peer_leave(&p);
 		wharf_pool_unref(pool);
 	}
 }
@@ -175,7 +175,7 @@ Test(lease, ranges_and_foreign_buffers_are_refused)
 		}
 		wharf_buf_abandon(&buf);
 		wharf_buf_abandon(&foreign);
-		peer_leave(&p, WH_DETACH_RETURNED);
+		peer_leave(&p);
 		wharf_pool_unref(pool);
 		wharf_pool_unref(other);
 	}
@@ -209,7 +209,7 @@ Test(lease, taking_back_and_dropping_undo_a_lend_wherever_it_stands)
 		struct wharf_pool_info info = info_of(pool);
 		cr_assert_eq(info.bytes_free, info.bytes);
 		cr_assert_eq(info.bytes_lent, 0);
-		peer_leave(&p, WH_DETACH_RETURNED);
+		peer_leave(&p);
 		wharf_pool_unref(pool);
 	}
 }
@@ -241,7 +241,7 @@ Test(lease, what_is_held_is_not_published_with_a_frame_that_leaves_meanwhile)
 			wharf_buf_abandon(&held[i]);
 		wh_lease_drop(p.lease, &run);
 		cr_assert_eq(wh_lease_lent_bytes(p.lease), 0);
-		peer_leave(&p, WH_DETACH_RETURNED);
+		peer_leave(&p);
 		wharf_pool_unref(pool);
 	}
 }
@@ -255,7 +255,7 @@ Test(lease, a_private_pool_has_one_at_a_time)
 	cr_assert_eq(wh_pool_attach(pool, NULL, on_kick, &q, &second), -EXDEV);
 	struct wharf_buf buf = claim(pool, 100), kept = claim(pool, 100);
 	send_buf(&p, &buf);
-	peer_leave(&p, WH_DETACH_RETURNED);
+	peer_leave(&p);
 	/* The next peer does not get what the last one can read. */
 	peer_join(&q, pool, NULL);
 	struct wh_run run;
@@ -268,7 +268,7 @@ Test(lease, a_private_pool_has_one_at_a_time)
 	cr_assert_eq(q.announces, 1);
 	release(&q, &run);
 	cr_assert_eq(wh_lease_harvest(q.lease), 256);
-	peer_leave(&q, WH_DETACH_RETURNED);
+	peer_leave(&q);
 	wharf_pool_unref(pool);
 }
 
@@ -280,10 +280,10 @@ Test(lease, a_shared_pool_has_64)
 	for (int i = 0; i < 64; i++)
 		peer_join(&peers[i], pool, NULL);
 	cr_assert_eq(wh_pool_attach(pool, NULL, on_kick, &peers[0], &lease), -EUSERS);
-	peer_leave(&peers[40], WH_DETACH_RETURNED);
+	peer_leave(&peers[40]);
 	peer_join(&peers[40], pool, NULL);
 	for (int i = 0; i < 64; i++)
-		peer_leave(&peers[i], WH_DETACH_RETURNED);
+		peer_leave(&peers[i]);
 	wharf_pool_unref(pool);
 }
 
@@ -298,7 +298,7 @@ Test(lease, a_failed_peer_of_a_private_pool_keeps_reading_what_it_was_lent)
 	memset(buf.data, 0x55, 1000);
 	struct wh_run run = send_buf(&p, &buf);
 	const char *seen = wh_view_at(p.views[run.slot], run.first, 0);
-	wh_lease_detach(p.lease, WH_DETACH_FAILED);
+	wh_lease_detach(p.lease);
 	/* All of the pool is written again, but not that. */
 	struct wharf_buf bufs[64];
 	size_t n = 0;
@@ -317,30 +317,28 @@ Test(lease, a_failed_peer_of_a_private_pool_keeps_reading_what_it_was_lent)
 
 Test(lease, a_shared_pool_takes_everything_back_from_a_peer_that_leaves)
 {
-	for (int how = WH_DETACH_RETURNED; how <= WH_DETACH_FAILED; how++) {
-		struct peer p, q;
-		wharf_pool *pool = new_pool(0, true);
-		peer_join(&p, pool, NULL);
-		peer_join(&q, pool, NULL);
-		struct wharf_buf bufs[2], more;
-		struct wh_run unpublished, both;
-		bufs[0] = claim(pool, 100);
-		send_buf(&p, &bufs[0]);
-		bufs[1] = claim(pool, 100);
-		cr_assert_eq(wharf_buf_ref(&bufs[1], &more), 0);
-		send_buf(&p, &bufs[1]);
-		both = send_buf(&q, &more);
-		more = claim(pool, 5000);
-		cr_assert_eq(wh_lease_lend(p.lease, &more, 0, 5000, 0, &unpublished), 0);
-		peer_leave(&p, (enum wh_detach)how);
-		struct wharf_pool_info info = info_of(pool);
-		cr_assert_eq(info.bytes_lent, 256);
-		cr_assert_eq(info.bytes_free, info.bytes - 256);
-		release(&q, &both);
-		cr_assert_eq(wh_lease_harvest(q.lease), 256);
-		peer_leave(&q, (enum wh_detach)how);
-		wharf_pool_unref(pool);
-	}
+	struct peer p, q;
+	wharf_pool *pool = new_pool(0, true);
+	peer_join(&p, pool, NULL);
+	peer_join(&q, pool, NULL);
+	struct wharf_buf bufs[2], more;
+	struct wh_run unpublished, both;
+	bufs[0] = claim(pool, 100);
+	send_buf(&p, &bufs[0]);
+	bufs[1] = claim(pool, 100);
+	cr_assert_eq(wharf_buf_ref(&bufs[1], &more), 0);
+	send_buf(&p, &bufs[1]);
+	both = send_buf(&q, &more);
+	more = claim(pool, 5000);
+	cr_assert_eq(wh_lease_lend(p.lease, &more, 0, 5000, 0, &unpublished), 0);
+	peer_leave(&p);
+	struct wharf_pool_info info = info_of(pool);
+	cr_assert_eq(info.bytes_lent, 256);
+	cr_assert_eq(info.bytes_free, info.bytes - 256);
+	release(&q, &both);
+	cr_assert_eq(wh_lease_harvest(q.lease), 256);
+	peer_leave(&q);
+	wharf_pool_unref(pool);
 }
 
 /* ---- Retiring ---- */
@@ -359,7 +357,7 @@ Test(lease, a_retirement_that_was_not_asked_for_is_the_peers_fault)
 	cr_assert_eq(wh_lease_retired(p.lease, UINT16_MAX), -EPROTO);
 	release(&p, &run);
 	cr_assert_eq(wh_lease_harvest(p.lease), 256);
-	peer_leave(&p, WH_DETACH_RETURNED);
+	peer_leave(&p);
 	wharf_pool_unref(pool);
 }
 
@@ -383,7 +381,7 @@ Test(lease, descriptors_are_closed_once_the_peer_has_proved_that_it_mapped)
 		wh_lease_turn(p.lease, turn);
 	cr_assert_eq(harness_count_fds(), fds);
 	cr_assert_eq(wh_lease_announcement(p.lease, run.slot, &again), -EPROTO);
-	peer_leave(&p, WH_DETACH_RETURNED);
+	peer_leave(&p);
 	wharf_pool_unref(pool);
 }
 
@@ -408,6 +406,6 @@ Test(lease, a_port_that_only_asks_for_retirements_hears_of_each)
 		cr_assert_eq(wh_lease_retired(p.lease, slot), 0);
 		cr_assert_not(wh_lease_next_retire(p.lease, &slot));
 	}
-	peer_leave(&p, WH_DETACH_RETURNED);
+	peer_leave(&p);
 	wharf_pool_unref(pool);
 }

@@ -218,7 +218,7 @@ Test(pool, a_forked_child_has_neither_memory_nor_descriptors_until_it_starts_ove
 	cr_assert_eq(harness_run(child_starts_over, NULL, 20000), 0);
 	release(&p, &run);
 	wharf_buf_abandon(&buf);
-	peer_leave(&p, WH_DETACH_RETURNED);
+	peer_leave(&p);
 	wharf_pool_unref(pool);
 }
 
@@ -258,7 +258,7 @@ Test(pool, memory_that_a_peer_has_mapped_is_retired_when_another_size_needs_it)
 			cr_assert_leq(info_of(pool).bytes, 1 * MIB);
 		}
 		cr_assert_not(wh_lease_poisoned(p.lease));
-		peer_leave(&p, WH_DETACH_RETURNED);
+		peer_leave(&p);
 		wharf_pool_unref(pool);
 	}
 }
@@ -290,7 +290,7 @@ Test(pool, memory_of_a_burst_goes_when_the_burst_is_over)
 				least = info_of(pool).bytes;
 		}
 		cr_assert_leq(least, 6 * MIB, "%lu KiB are left", (unsigned long)(least / KIB));
-		peer_leave(&p, WH_DETACH_RETURNED);
+		peer_leave(&p);
 		wharf_pool_unref(pool);
 	}
 }
@@ -361,7 +361,7 @@ Test(pool, an_inspector_sees_who_holds_what_and_can_write_nothing)
 	munmap((void *)(uintptr_t)h, 4096);
 
 	wharf_buf_abandon(&held);
-	peer_leave(&p, WH_DETACH_RETURNED);
+	peer_leave(&p);
 	wharf_pool_unref(pool);
 }
 
@@ -443,7 +443,7 @@ Test(pool, random_use_keeps_every_buffer_apart_and_loses_nothing)
 		cr_assert_eq(wh_lease_lent_bytes(p.lease), 0);
 		struct wharf_pool_info info = info_of(pool);
 		cr_assert_eq(info.bytes_lent, 0);
-		peer_leave(&p, WH_DETACH_RETURNED);
+		peer_leave(&p);
 		wharf_pool_unref(pool);
 		cr_assert_eq(harness_count_maps("/memfd:wharf-test"), 0);
 	}

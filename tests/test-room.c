@@ -33,7 +33,7 @@ Test(room, a_failed_claim_marks_every_map_and_the_port_is_told_once_when_it_woul
 		cr_assert(wh_pool_room(pool, p.lease));
 		cr_assert_not(wh_pool_room(pool, p.lease), "once");
 		cr_assert_eq(try_claim(pool, 65536), 0);
-		peer_leave(&p, WH_DETACH_RETURNED);
+		peer_leave(&p);
 		wharf_pool_unref(pool);
 	}
 }
@@ -63,7 +63,7 @@ Test(room, every_port_of_a_shared_pool_is_told)
 	for (int i = 0; i < 16; i++)
 		wharf_buf_abandon(&bufs[i]);
 	for (int i = 0; i < 3; i++)
-		peer_leave(&p[i], WH_DETACH_RETURNED);
+		peer_leave(&p[i]);
 	wharf_pool_unref(pool);
 }
 
@@ -88,7 +88,7 @@ Test(room, what_the_loop_holds_in_private_words_is_given_to_a_claim_of_another_t
 	wh_current_loop = &a_loop;
 	wharf_buf_abandon(&bufs[0]);
 	wharf_buf_abandon(&bufs[1]);
-	peer_leave(&p, WH_DETACH_RETURNED);
+	peer_leave(&p);
 	wharf_pool_unref(pool);
 }
 
@@ -170,7 +170,7 @@ Test(room, a_waiting_claim_gets_what_the_peer_releases)
 			wharf_buf_abandon(&w.buf);
 			cr_assert_not(p.views[run.slot]->map->wanted, "nobody wants any more");
 		}
-		peer_leave(&p, WH_DETACH_RETURNED);
+		peer_leave(&p);
 		wharf_pool_unref(pool);
 	}
 }
@@ -184,9 +184,9 @@ Test(room, a_waiting_claim_ends_with_EPIPE_when_the_last_port_is_gone)
 	struct wharf_buf all = claim(pool, 4096), buf;
 	struct waiter w;
 	start_waiter(&w, pool, 4096, -1);
-	peer_leave(&p, WH_DETACH_RETURNED);
+	peer_leave(&p);
 	cr_assert_not(w.done, "one is left");
-	peer_leave(&q, WH_DETACH_RETURNED);
+	peer_leave(&q);
 	pthread_join(w.thread, NULL);
 	cr_assert_eq(w.result, -EPIPE);
 	cr_assert_eq(wharf_buf_claim_wait(pool, 4096, -1, &buf), -EPIPE);

@@ -194,29 +194,6 @@ Test(view, reads_what_the_owner_writes_and_returns_chunks)
 	cr_assert(!leak, "%s", leak);
 }
 
-static int n_unowned;
-static void unowned(void *owner)
-{
-	n_unowned += *(int *)owner;
-}
-
-Test(view, drops_its_owner_once_with_the_last_reference)
-{
-	struct pair p;
-	struct wh_view *v;
-	const char *why;
-	int one = 1;
-	pair_open(&p);
-	cr_assert_eq(wh_view_open(p.segment.fd, p.map_fd, 0, SHIFT, CHUNKS, false, &v, &why), 0);
-	v->unowned = unowned;
-	v->owner = &one;
-	wh_view_unref(wh_view_ref(v));
-	cr_assert_eq(n_unowned, 0);
-	wh_view_unref(v);
-	cr_assert_eq(n_unowned, 1);
-	pair_close(&p);
-}
-
 static int memfd(size_t bytes, bool allocate, int seals)
 {
 	int fd = memfd_create("test", MFD_CLOEXEC | MFD_ALLOW_SEALING);
