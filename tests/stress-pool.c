@@ -370,7 +370,7 @@ static void attach(struct world *w, struct peer *p, const void *loop)
 	CHECK(error == 0, "attach: %d", error);
 }
 
-static void detach(struct peer *p, uint64_t *seed)
+static void detach(struct peer *p)
 {
 	struct item item = { .kind = QUIT };
 	while (!push(&p->to_peer, &item))
@@ -428,7 +428,7 @@ static void *loop(void *arg)
 			serve(w, p, &seed);
 			wh_lease_turn(p->lease, turn);
 			if (below(&seed, 4000) == 0 && !stop) {
-				detach(p, &seed);
+				detach(p);
 				attach(w, p, id);
 				atomic_fetch_add(&w->reattached, 1);
 			}
@@ -467,7 +467,7 @@ static void *loop(void *arg)
 			CHECK(now_ms() < end, "lease %u was not told of room", i);
 		}
 	for (unsigned i = index; i < w->n_leases; i += w->n_loops)
-		detach(&w->peers[i], &seed);
+		detach(&w->peers[i]);
 	return NULL;
 }
 
