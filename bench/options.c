@@ -142,7 +142,7 @@ static error_t parse_choice(struct parser *parser, const char *name, const char 
 static bool parse_number(const char *text, double min, double max, const char **ret_end, double *ret_number)
 {
 	char *end;
-	double number;
+	double number = 0;
 
 	if (!strchr("0123456789.", *text) || !*text)
 		return false;
@@ -292,8 +292,8 @@ static error_t parse_option(int key, char *argument, struct argp_state *state)
 {
 	struct parser *parser = state->input;
 	struct options *options = parser->options;
-	double number;
-	bool yes;
+	double number = 0;
+	bool yes = false;
 	error_t error;
 
 	switch (key) {

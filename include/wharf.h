@@ -180,7 +180,9 @@ WHARF_API const char *wharf_loop_engine(const wharf_loop *loop);
 
 enum {
 	WHARF_PREFAULT = 1u << 0, /* map every page when memory is reserved, not at its first touch */
-	WHARF_HUGE = 1u << 1,     /* try huge pages (MFD_HUGETLB) for large segments; see wharf_pool_info */
+	/* Try huge pages (MFD_HUGETLB) for large segments; wharf_pool_info tells what came of it. Only for peers that map
+	 * them (WHARF_PORT_MAPS_HUGE); a private pool goes without for others. */
+	WHARF_HUGE = 1u << 1,
 };
 
 struct wharf_pool_options {
@@ -344,11 +346,15 @@ enum {
 	WHARF_POLICY_KEEP_LATEST = 2,
 };
 
+enum {
+	WHARF_PORT_MAPS_HUGE = 1u << 0, /* maps segments on huge pages, if the peer has any (WHARF_HUGE) */
+};
+
 struct wharf_port_options {
 	size_t size;
 	const struct wharf_port_ops *ops; /* kept: must outlive the port. Required; each callback may be NULL */
 	void *user;
-	uint32_t flags;              /* 0 */
+	uint32_t flags;              /* WHARF_PORT_* */
 	uint32_t policy;             /* WHARF_POLICY_* */
 	wharf_pool *pool;            /* the port takes its own reference; NULL: a private one of pool_bytes_max */
 	uint64_t pool_bytes_max;     /* default 64 MiB */
@@ -470,9 +476,9 @@ struct wharf_out {
  * 0. -EAGAIN: a cap is reached; on_writable follows. -EPIPE: the port is closing or closed. -EMSGSIZE: too many bytes
  * for a frame, more than the peer takes, or more descriptors than the peer or tx_fds_max allow: for ever. -EINVAL: an
  * empty buffer, one twice, or a range outside it. -EXDEV: a buffer of another pool. -EBUSY: this buffer is with this
- * peer already. -EBADF: a descriptor. -EMFILE: it could not be duplicated, or a segment not be announced. -ENOMEM.
- * Before the peer's hello its limits are not known: a message that turns out to exceed them then fails the port with
- * WHARF_CLOSE_ERROR (EMSGSIZE).
+ * peer already. -EBADF: a descriptor. -EMFILE: it could not be duplicated, or a segment not be announced. -EOPNOTSUPP:
+ * it lies on huge pages, which the peer does not map. -ENOMEM. Before the peer's hello its limits are not known: a
+ * message that turns out to exceed them then fails the port with WHARF_CLOSE_ERROR (EMSGSIZE).
  */
 WHARF_API WHARF_CHECK int wharf_send(wharf_port *port, const struct wharf_out *out);
 

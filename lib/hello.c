@@ -8,7 +8,7 @@
 #include "port.h"
 
 enum {
-	FEATURES = 0,          /* optional parts of the protocol that this library has */
+	FEATURES = WH_FEATURE_HUGE, /* optional parts of the protocol that this library has */
 	FEATURES_REQUIRED = 0, /* and cannot do without */
 	OVERFLOW_UID = 65534,
 };
@@ -18,7 +18,7 @@ void wh_port_hello_init(struct wharf_port *port, const struct wharf_port_options
 	port->hello = (struct wh_hello){
 		.version_min = WH_WIRE_VERSION,
 		.version_max = WH_WIRE_VERSION,
-		.features = FEATURES,
+		.features = port->maps_huge ? WH_FEATURE_HUGE : 0,
 		.features_required = FEATURES_REQUIRED,
 		.frame_bytes_max = port->source.loop->frame_bytes_max,
 		.fds_max = o->rx_fds_max,
@@ -92,6 +92,8 @@ void wh_port_take_hello(struct wharf_port *port, const struct wh_hello *theirs, 
 	port->tx_mapped_bytes_max = theirs->mapped_bytes_max;
 	if (theirs->mapped_bytes_max)
 		wh_lease_limit(port->lease, theirs->mapped_bytes_max);
+	if (!(theirs->features & WH_FEATURE_HUGE))
+		wh_lease_forbid_huge(port->lease);
 	wh_lease_set_peer(port->lease, (uint32_t)event->credentials.pid);
 	port->tx_frame_bytes = (uint32_t)wh_min(port->tx_frame_bytes, theirs->frame_bytes_max & ~63u);
 	port->peer.bytes_max = wh_port_bytes_max(port);

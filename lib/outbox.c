@@ -89,19 +89,24 @@ static enum wh_encoded announce(struct wharf_port *port, uint16_t slot, int *ret
 {
 	struct wh_announcement a;
 	struct wh_announce record;
+	uint64_t bytes;
 	int error;
 
 	if (wh_encoder_ended(&port->open->encoder) ||
 		port->open->encoder.capacity - port->open->encoder.size < sizeof(record))
 		return FRAME_FULL;
-	error = wh_lease_announcement(port->lease, slot, &a);
-	if (!error && port->tx_mapped_bytes + ((uint64_t)a.n_chunks << a.chunk_shift) > port->tx_mapped_bytes_max)
+	bytes = wh_lease_slot_bytes(port->lease, slot);
+	if (port->tx_mapped_bytes + bytes > port->tx_mapped_bytes_max)
 		error = -EMSGSIZE;
+	else if (wh_lease_slot_huge(port->lease, slot) && !(port->peer.features & WH_FEATURE_HUGE))
+		error = -EOPNOTSUPP;
+	else
+		error = wh_lease_announcement(port->lease, slot, &a);
 	if (error) {
 		*ret_error = error;
 		return FAILED;
 	}
-	port->tx_mapped_bytes += (uint64_t)a.n_chunks << a.chunk_shift;
+	port->tx_mapped_bytes += bytes;
 	record = (struct wh_announce){ .slot = slot,
 		.chunk_shift = a.chunk_shift,
 		.n_chunks = a.n_chunks,
@@ -237,6 +242,11 @@ static void refill(struct wharf_port *port)
 				return;
 			continue;
 		case FAILED:
+			if (error == -EMSGSIZE || error == -EOPNOTSUPP) {
+				wh_port_end(port, WHARF_CLOSE_ERROR, -error,
+					"a message sent before the peer's hello lies in memory that it does not map");
+				return;
+			}
 			wh_loop_say(
 				port->source.loop, "a segment could not be announced: errno %d; trying again", -error);
 			wh_port_retry_later(port);

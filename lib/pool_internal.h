@@ -285,6 +285,11 @@ void wh_pool_upkeep(struct wharf_pool *pool);
 /* Next word of the class's window after `at` (WH_NOWHERE: the first). *ret_wrapped is set when it begins again. */
 uint32_t wh_class_next(const struct wharf_pool *pool, const struct wh_class *class, uint32_t at, bool *ret_wrapped);
 
+/* ---- announce.c ---- */
+
+/* Under the lock: descriptors of slots that the peer has mapped. */
+void wh_lease_close_fds(struct wh_full_lease *lease);
+
 /* ---- lease.c ---- */
 
 void wh_lease_poison(struct wh_full_lease *lease);

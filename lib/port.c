@@ -355,7 +355,7 @@ static int read_options(const struct wharf_port_options *given, struct wharf_por
 
 	if (error)
 		return error;
-	if (!o->ops || o->flags || o->reserved || o->policy > WHARF_POLICY_KEEP_LATEST ||
+	if (!o->ops || o->flags & ~(uint32_t)WHARF_PORT_MAPS_HUGE || o->reserved || o->policy > WHARF_POLICY_KEEP_LATEST ||
 		o->untrusted > 1)
 		return -EINVAL;
 	if (o->policy != WHARF_POLICY_FAIL || o->unreleased_max)
@@ -461,6 +461,7 @@ int wh_port_open(struct wharf_loop *loop, int fd, const struct wharf_port_option
 	port->mapped_bytes_max = o.rx_mapped_bytes_max;
 	port->msgs_per_turn = o.rx_msgs_per_turn;
 	port->untrusted = o.untrusted;
+	port->maps_huge = o.flags & WHARF_PORT_MAPS_HUGE;
 	port->deadline.expired = on_deadline;
 	port->retry.expired = on_retry;
 	port->kick.run = on_kick;

@@ -133,7 +133,7 @@ struct wharf_port {
 	struct wh_list held;
 	uint32_t n_held;
 	struct wh_list ready;
-	bool paused, untrusted;
+	bool paused, untrusted, maps_huge;
 	bool harvest_due;                /* the peer says that it has released */
 	bool said_hello, peer_bye, eof;
 	int eof_result;

@@ -95,7 +95,7 @@ static void on_announce(struct wharf_port *port, const struct wh_announce *a, st
 		wh_port_violation(port, "it announces more memory than it was told");
 		return;
 	}
-	error = wh_view_open(rx->fds[0], rx->fds[1], a->slot, a->chunk_shift, a->n_chunks, false, &view, &why);
+	error = wh_view_open(rx->fds[0], rx->fds[1], a->slot, a->chunk_shift, a->n_chunks, port->maps_huge, &view, &why);
 	if (error == -EPROTO) {
 		wh_port_violation(port, why);
 		return;
@@ -514,15 +514,12 @@ static void receive(struct wharf_port *port, struct wh_event *event)
 {
 	struct rx rx = { .frame = event->bytes, .fds = event->fds, .n_fds = event->n_fds, .fds_lost = event->fds_lost };
 	const struct wh_record *r;
-	const char *why = "";
-	int error;
+	const char *why = "a frame larger than it was told";
+	int error = -EPROTO;
 
-	if (event->truncated) {
-		deliver_all_held(port);
-		wh_port_violation(port, "a frame larger than it was told");
-		return;
-	}
-	error = wh_frame_check(event->bytes, event->size, event->n_fds, event->fds_lost, &port->limits, &why);
+	if (!event->truncated)
+		error = wh_frame_check(
+			event->bytes, event->size, event->n_fds, event->fds_lost, &port->limits, &why);
 	if (error)
 		deliver_all_held(port);
 	if (error == -EPROTONOSUPPORT) {

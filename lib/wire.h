@@ -96,6 +96,8 @@ struct wh_message_record {
 	uint32_t stream;
 };
 
+enum { WH_FEATURE_HUGE = 1u << 0 }; /* wh_hello.features: maps segments on huge pages */
+
 struct wh_hello {
 	struct wh_record record;
 	uint16_t version_min, version_max;

@@ -58,11 +58,13 @@ static void send_something(wharf_port *port)
 		break;
 	case 1: {
 		struct wharf_buf two[2];
-		struct wharf_part parts[3] = { { .bytes = bytes, .size = below(3000) }, { .buf = &two[0] }, { .buf = &two[1] } };
+		struct wharf_part parts[3] = { { .bytes = bytes, .size = below(3000) }, { .buf = &two[0] },
+			{ .buf = &two[1] } };
+		struct wharf_out out = { .parts = parts, .n_parts = 3, .fds = fds, .n_fds = below(3) };
 		if (wharf_buf_claim(wharf_port_pool(port), 1 + below(5000), &two[0]))
 			break;
 		if (!wharf_buf_claim(wharf_port_pool(port), 1 + below(300), &two[1])) {
-			(void)!wharf_send(port, &(struct wharf_out){ .parts = parts, .n_parts = 3, .fds = fds, .n_fds = below(3) });
+			(void)!wharf_send(port, &out);
 			wharf_buf_abandon(&two[1]);
 		}
 		wharf_buf_abandon(&two[0]);
@@ -154,7 +156,11 @@ static void on_close(wharf_port *port, const struct wharf_reason *reason, void *
 }
 
 static const struct wharf_port_ops ops = {
-	.size = sizeof(ops), .on_open = on_open, .on_message = on_message, .on_writable = on_writable, .on_close = on_close,
+	.size = sizeof(ops),
+	.on_open = on_open,
+	.on_message = on_message,
+	.on_writable = on_writable,
+	.on_close = on_close,
 };
 
 static void good_message(wharf_port *port, const struct wharf_msg *msg, void *user)
@@ -171,7 +177,11 @@ static void good_close(wharf_port *port, const struct wharf_reason *reason, void
 	good[(intptr_t)user].n_closed++;
 }
 
-static const struct wharf_port_ops good_ops = { .size = sizeof(good_ops), .on_message = good_message, .on_close = good_close };
+static const struct wharf_port_ops good_ops = {
+	.size = sizeof(good_ops),
+	.on_message = good_message,
+	.on_close = good_close,
+};
 
 /* ---- The peer ---- */
 
@@ -199,7 +209,8 @@ static void mutate_and_send(struct raw_frame *frame, uint64_t consumed)
 			*at = (unsigned char)(*at + below(5) - 2);
 			break;
 		default:
-			memcpy(frame->bytes + below(size) / 8 * 8, &(uint64_t){ harness_random_next(&random_state) }, 8);
+			memcpy(frame->bytes + below(size) / 8 * 8,
+				&(uint64_t){ harness_random_next(&random_state) }, 8);
 		}
 	}
 	if (chance(20))
@@ -209,7 +220,8 @@ static void mutate_and_send(struct raw_frame *frame, uint64_t consumed)
 
 static int bad_memfd(void)
 {
-	static const int seals[] = { 0, F_SEAL_SHRINK, RAW_SEALS, RAW_SEALS | F_SEAL_FUTURE_WRITE, RAW_SEALS | F_SEAL_WRITE };
+	static const int seals[] = { 0, F_SEAL_SHRINK, RAW_SEALS, RAW_SEALS | F_SEAL_FUTURE_WRITE,
+		RAW_SEALS | F_SEAL_WRITE };
 
 	if (chance(6))
 		return open("/dev/null", O_RDWR | O_CLOEXEC);
@@ -454,7 +466,8 @@ static void set_up(void)
 	RAW_REQUIRE(wharf_loop_new(WHARF_OPT(loop, .rx_buffers = 16), &loop) == 0);
 	RAW_REQUIRE(wharf_pair(fds) == 0);
 	for (intptr_t i = 0; i < 2; i++)
-		RAW_REQUIRE(wharf_open(loop, fds[i], WHARF_OPT(port, .ops = &good_ops, .user = (void *)i), &good[i].port) == 0);
+		RAW_REQUIRE(wharf_open(loop, fds[i], WHARF_OPT(port, .ops = &good_ops, .user = (void *)i),
+				    &good[i].port) == 0);
 	step(4);
 	/* The process's own pages are made once. */
 	RAW_REQUIRE(wharf_pool_new(NULL, &pool) == 0);
@@ -481,7 +494,8 @@ int main(int argc, char **argv)
 		broken_rule = NULL;
 		sequence();
 		if (broken_rule)
-			printf("seed 0x%" PRIx64 ": %s (ended as %s)\n", first, broken_rule, wharf_close_name(app.code));
+			printf("seed 0x%" PRIx64 ": %s (ended as %s)\n", first, broken_rule,
+				wharf_close_name(app.code));
 		n_passed += !broken_rule;
 		n_failed += !!broken_rule;
 	}

@@ -80,7 +80,8 @@ bool raw_say_hello(int fd, const struct wh_hello *hello)
 
 void raw_begin(struct raw_frame *frame) { wh_encode_begin(&frame->encoder, frame->bytes, sizeof(frame->bytes)); }
 
-void raw_put_chunks(struct raw_frame *frame, uint32_t type, uint16_t slot, uint32_t first, unsigned n_chunks, uint32_t size)
+void raw_put_chunks(
+	struct raw_frame *frame, uint32_t type, uint16_t slot, uint32_t first, unsigned n_chunks, uint32_t size)
 {
 	struct wh_run run = { .slot = slot, .n_chunks = (uint8_t)n_chunks, .first = first, .size = size };
 
@@ -241,7 +242,8 @@ bool raw_receive(int fd, struct raw_read *ret_read)
 {
 	union { char bytes[CMSG_SPACE(sizeof(int) * WH_WIRE_FDS_MAX)]; struct cmsghdr align; } control;
 	struct iovec iov = { .iov_base = ret_read->bytes, .iov_len = sizeof(ret_read->bytes) };
-	struct msghdr m = { .msg_iov = &iov, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof(control) };
+	struct msghdr m = { .msg_iov = &iov, .msg_iovlen = 1,
+		.msg_control = &control, .msg_controllen = sizeof(control) };
 	ssize_t n = recvmsg(fd, &m, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
 
 	ret_read->n_fds = 0;
@@ -270,11 +272,16 @@ static void drop_fds(const struct raw_read *read)
 		close(read->fds[i]);
 }
 
+static unsigned n_records(const struct raw_read *read)
+{
+	return ((const struct wh_frame *)(const void *)read->bytes)->n_records;
+}
+
 static const struct wh_record *find(const struct raw_read *read, enum wh_record_kind kind)
 {
 	const struct wh_record *r = wh_frame_first(read->bytes);
 
-	for (unsigned n = ((const struct wh_frame *)(const void *)read->bytes)->n_records; n; n--, r = wh_record_next(r))
+	for (unsigned n = n_records(read); n; n--, r = wh_record_next(r))
 		if (r->kind == kind)
 			return r;
 	return NULL;
@@ -324,7 +331,7 @@ void raw_hold(int fd, struct raw_holder *holder)
 		const struct wh_record *r = wh_frame_first(read.bytes);
 		bool data = false;
 
-		for (unsigned n = ((const struct wh_frame *)(const void *)read.bytes)->n_records; n; n--, r = wh_record_next(r)) {
+		for (unsigned n = n_records(&read); n; n--, r = wh_record_next(r)) {
 			data |= r->kind == WH_RECORD_ANNOUNCE || r->kind == WH_RECORD_MESSAGE;
 			if (r->kind == WH_RECORD_ANNOUNCE && read.n_fds == 2)
 				hold_map(holder, (const struct wh_announce *)r, read.fds[1]);
@@ -344,7 +351,8 @@ bool raw_release_all(struct raw_holder *holder)
 		const struct wh_run *run = &holder->runs[holder->n_runs - 1];
 		struct wh_release_map *map = holder->maps[run->slot];
 		RAW_REQUIRE(map);
-		atomic_fetch_or(&map->words[run->first / 64], (~UINT64_C(0) >> (64 - run->n_chunks)) << run->first % 64);
+		atomic_fetch_or(&map->words[run->first / 64],
+			(~UINT64_C(0) >> (64 - run->n_chunks)) << run->first % 64);
 		wake |= atomic_exchange(&map->wanted, 0);
 	}
 	return wake;

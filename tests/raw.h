@@ -30,7 +30,8 @@ struct raw_frame {
 	_Alignas(64) unsigned char bytes[WH_FRAME_BYTES_MAX];
 };
 void raw_begin(struct raw_frame *frame);
-void raw_put_chunks(struct raw_frame *frame, uint32_t type, uint16_t slot, uint32_t first, unsigned n_chunks, uint32_t size);
+void raw_put_chunks(
+	struct raw_frame *frame, uint32_t type, uint16_t slot, uint32_t first, unsigned n_chunks, uint32_t size);
 void raw_put_bytes(struct raw_frame *frame, uint32_t type, const void *bytes, uint32_t size);
 void raw_put_wake(struct raw_frame *frame);
 void raw_put_retire(struct raw_frame *frame, uint16_t slot, bool acknowledged);

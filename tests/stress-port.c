@@ -314,7 +314,8 @@ static void *wake(void *arg)
 int main(int argc, char **argv)
 {
 	const char *given = argc > 1 ? argv[1] : getenv("WHARF_TEST_SEED");
-	static void *(*const what[])(void *) = { run_loop, run_loop, run_loop, claim, claim, release, release, wake, wake };
+	static void *(*const what[THREADS])(void *) = { run_loop, run_loop, run_loop, claim, claim, release, release,
+		wake, wake };
 	struct wharf_pool_info info;
 	pthread_t threads[THREADS];
 	unsigned n_failed = 0;
@@ -347,8 +348,8 @@ int main(int argc, char **argv)
 	if (wharf_pool_info(shared, &info))
 		abort();
 	wharf_pool_unref(shared);
-	printf("%llu loops, %llu ports, %llu messages of %llu sent, %llu taken, %llu bytes seen, %llu wakes\n", n_loops, n_opened,
-		n_received, n_sent, n_taken, n_seen, n_wakes);
+	printf("%llu loops, %llu ports, %llu messages of %llu sent, %llu taken, %llu bytes seen, %llu wakes\n",
+		n_loops, n_opened, n_received, n_sent, n_taken, n_seen, n_wakes);
 	const struct { const char *what; bool holds; } checks[] = {
 		{ "each port closed once", n_opened == n_closed },
 		{ "each message taken was released", n_taken == n_released },

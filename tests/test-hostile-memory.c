@@ -56,13 +56,14 @@ static void expect_violation(void)
 {
 	settle(p.loop);
 	cr_assert_eq(p.a.n_closed, 1, "it lives on");
-	cr_assert_eq(p.a.reason.code, WHARF_CLOSE_VIOLATION, "%s: %s", wharf_close_name(p.a.reason.code), p.a.reason_text);
+	cr_assert_eq(p.a.reason.code, WHARF_CLOSE_VIOLATION, "%s", p.a.reason_text);
 	cr_assert_eq(raw_bye_code(peer), WH_BYE_REFUSED, "it is told");
 }
 
 /* ---- Announcements ---- */
 
-enum { SHIFT = 12, CHUNKS = 64, BYTES = CHUNKS << SHIFT, MAP_BYTES = 4096, SEGMENT_SEALS = RAW_SEALS | F_SEAL_FUTURE_WRITE };
+enum { SHIFT = 12, CHUNKS = 64, BYTES = CHUNKS << SHIFT, MAP_BYTES = 4096 };
+enum { SEGMENT_SEALS = RAW_SEALS | F_SEAL_FUTURE_WRITE };
 
 static int no_memfd(int i)
 {
@@ -263,7 +264,8 @@ Test(hostile_memory, chunks_outside_of_what_was_announced)
 {
 	static const struct { uint16_t slot; uint32_t first; unsigned n; uint32_t size; } bad[] = {
 		{ 1, 0, 1, 100 }, { 0, CHUNKS, 1, 100 }, { 0, CHUNKS - 1, 2, 100 }, { 0, 0, 1, (1 << SHIFT) + 1 },
-		{ 0, 1, 2, 100 }, { 0, UINT32_MAX, 1, 1 }, { 0, UINT32_MAX - 63, 64, 1 }, { 300, 0, 1, 1 }, { 0, 0, 65, 1 },
+		{ 0, 1, 2, 100 }, { 0, UINT32_MAX, 1, 1 }, { 0, UINT32_MAX - 63, 64, 1 }, { 300, 0, 1, 1 },
+		{ 0, 0, 65, 1 },
 		{ 0, 0, 1, UINT32_MAX },
 	};
 
@@ -421,7 +423,8 @@ Test(hostile_memory, a_release_map_of_nonsense)
 		for (int i = 0; i < 2000; i++) {
 			struct wharf_buf b;
 			words[harness_random_below(&random, 512)] = harness_random_next(&random);
-			if (p.a.port && !wharf_buf_claim(wharf_port_pool(p.a.port), 1 + harness_random_below(&random, 3000), &b) &&
+			size_t size = 1 + harness_random_below(&random, 3000);
+			if (p.a.port && !wharf_buf_claim(wharf_port_pool(p.a.port), size, &b) &&
 				wharf_send_buf(p.a.port, 1, &b))
 				wharf_buf_abandon(&b);
 			if (i % 64 == 0) {

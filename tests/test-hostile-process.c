@@ -61,7 +61,11 @@ static void child_close(wharf_port *port, const struct wharf_reason *reason, voi
 
 static int child_main(void *arg)
 {
-	static const struct wharf_port_ops ops = { .size = sizeof(ops), .on_message = child_message, .on_close = child_close };
+	static const struct wharf_port_ops ops = {
+		.size = sizeof(ops),
+		.on_message = child_message,
+		.on_close = child_close,
+	};
 	const struct child_end *c = arg;
 	struct wharf_buf b;
 	wharf_loop *loop;
@@ -84,7 +88,8 @@ static int child_main(void *arg)
 	for (unsigned i = 0;; i++) {
 		if (i == 20)
 			HARNESS_REQUIRE(write(c->ready, "r", 1) == 1);
-		if (c->stage == SENDING && !wharf_buf_claim(wharf_port_pool(port), 5000, &b) && wharf_send_buf(port, 1, &b))
+		if (c->stage == SENDING && !wharf_buf_claim(wharf_port_pool(port), 5000, &b) &&
+			wharf_send_buf(port, 1, &b))
 			wharf_buf_abandon(&b);
 		HARNESS_REQUIRE(wharf_loop_step(loop, c->stage == SENDING ? 0 : 1000000) >= 0);
 	}
@@ -214,7 +219,8 @@ Test(hostile_process, memory_that_a_gone_peer_still_maps_is_not_written_again)
 	cr_assert_eq(wharf_pair(fds), 0);
 	peer = fds[1];
 	p.a.pair = &p;
-	cr_assert_eq(wharf_open(p.loop, fds[0], WHARF_OPT(port, .ops = &end_ops, .user = &p.a, .pool = pool), &p.a.port), 0);
+	cr_assert_eq(wharf_open(p.loop, fds[0], WHARF_OPT(port, .ops = &end_ops, .user = &p.a, .pool = pool),
+			     &p.a.port), 0);
 	raw_say_hello(peer, NULL);
 	settle(p.loop);
 	cr_assert_eq(wharf_buf_claim(pool, 1000, &b), 0);
@@ -374,7 +380,8 @@ static void crowd_open(uint32_t rx_buffers)
 		cr_assert_eq(wharf_pair(fds), 0);
 		crowd[i] = (struct end){ .pair = &p };
 		crowd_peers[i] = fds[1];
-		cr_assert_eq(wharf_open(p.loop, fds[0], WHARF_OPT(port, .ops = &end_ops, .user = &crowd[i]), &crowd[i].port), 0);
+		cr_assert_eq(wharf_open(p.loop, fds[0], WHARF_OPT(port, .ops = &end_ops, .user = &crowd[i]),
+				     &crowd[i].port), 0);
 	}
 }
 

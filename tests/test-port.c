@@ -88,7 +88,7 @@ Test(port, bad_options_are_refused_and_the_fd_stays_the_callers)
 	options(&o);
 	cr_assert_eq(wharf_open(loop, fds[0], &o, &port), -EINVAL);
 	o.ops = &end_ops;
-	o.flags = 1;
+	o.flags = 1u << 31;
 	cr_assert_eq(wharf_open(loop, fds[0], &o, &port), -EINVAL);
 	o.flags = 0;
 	o.rx_fds_max = 254;

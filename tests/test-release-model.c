@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * The handshake that keeps an owner which waits for room from sleeping for ever, as a model: every interleaving of the
- * atomic steps of one owner and two releasing threads is walked through. The steps are those of wh_view_release (view.h)
- * and of wh_pool_room and wh_pool_want (room.c), which are sequentially consistent, so interleavings are all there is.
+ * The handshake that keeps an owner which waits for room from sleeping for ever, as a model: every interleaving of
+ * the atomic steps of one owner and two releasing threads is walked through. The steps are those of wh_view_release
+ * (view.h) and of wh_pool_room and wh_pool_want (room.c), which are sequentially consistent: there is nothing else.
  *
  * The same walk finds the lost wake in handshakes that leave a step out, so it would find one here.
  */

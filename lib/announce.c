@@ -1,0 +1,163 @@
+/* SPDX-License-Identifier: MIT */
+/* What a lease's peer knows of the pool: segments announced to it, and taken back from it; and what it is able to map. */
+#include <errno.h>
+#include <unistd.h>
+
+#include "pool_internal.h"
+
+void wh_lease_limit(struct wh_lease *lease, uint64_t bytes)
+{
+	struct wharf_pool *pool = wh_full(lease)->pool;
+
+	wh_pool_lock(pool);
+	if (!pool->shared && bytes < pool->bytes_max)
+		pool->bytes_max = bytes < pool->bytes ? pool->bytes : bytes;
+	wh_pool_unlock(pool);
+}
+
+void wh_lease_forbid_huge(struct wh_lease *lease)
+{
+	struct wharf_pool *pool = wh_full(lease)->pool;
+
+	wh_pool_lock(pool);
+	if (!pool->shared)
+		pool->flags &= ~(uint32_t)WHARF_HUGE;
+	wh_pool_unlock(pool);
+}
+
+bool wh_lease_slot_huge(const struct wh_lease *lease, uint16_t slot)
+{
+	const struct wh_slot *s = wh_full_const(lease)->pool->slots[slot];
+	return s && s->segment.huge;
+}
+
+uint64_t wh_lease_slot_bytes(const struct wh_lease *lease, uint16_t slot)
+{
+	const struct wh_slot *s = wh_full_const(lease)->pool->slots[slot];
+	return s ? (uint64_t)s->n_chunks << wh_class_shift(s->class) : 0;
+}
+
+int wh_lease_announcement(struct wh_lease *hot, uint16_t slot, struct wh_announcement *ret_announcement)
+{
+	struct wh_full_lease *lease = wh_full(hot);
+	struct wharf_pool *pool = lease->pool;
+	struct wh_lease_slot *ls = &lease->slots[slot];
+	struct wh_slot *s = pool->slots[slot];
+	int error = 0;
+
+	if (!wh_map_has(lease->used, slot))
+		return -EPROTO;
+	wh_pool_lock(pool);
+	if (!ls->map) {
+		error = wh_release_map_open(pool->name, slot, WH_SLOT_WORDS, &ls->map, &ls->release_fd);
+		if (!error) {
+			lease->open_fds++;
+			/* Somebody waits already, and has marked the maps that there were. */
+			if (wh_pool_wanted(pool))
+				atomic_store_explicit(&ls->map->wanted, 1, memory_order_relaxed);
+		}
+	}
+	if (!error && (ls->release_fd < 0 || s->segment.fd < 0))
+		error = -EPROTO;
+	if (!error) {
+		wh_map_set(lease->pinned, slot);
+		*ret_announcement = (struct wh_announcement){
+			.slot = slot,
+			.chunk_shift = (uint8_t)wh_class_shift(s->class),
+			.huge = s->segment.huge,
+			.n_chunks = s->n_chunks,
+			.segment_fd = s->segment.fd,
+			.release_fd = ls->release_fd,
+		};
+	}
+	wh_pool_unlock(pool);
+	return error;
+}
+
+void wh_lease_announced(struct wh_lease *hot, uint16_t slot, bool sent)
+{
+	struct wh_full_lease *lease = wh_full(hot);
+
+	wh_pool_lock(lease->pool);
+	wh_map_set(hot->known, slot);
+	if (sent)
+		wh_map_clear(lease->pinned, slot);
+	wh_pool_unlock(lease->pool);
+}
+
+/* The peer has returned chunks of the slot, harvested or not: it has mapped it. */
+static bool has_proof(const struct wh_full_lease *lease, unsigned slot)
+{
+	const struct wh_lease_slot *ls = &lease->slots[slot];
+
+	if (atomic_load_explicit(&ls->proven, memory_order_relaxed))
+		return true;
+	for (unsigned w = 0; w < lease->pool->slots[slot]->n_words; w++)
+		if (atomic_load_explicit(&ls->map->words[w], memory_order_relaxed))
+			return true;
+	return false;
+}
+
+/* Descriptors are few: those of slots that the peer has mapped are of no more use. */
+void wh_lease_close_fds(struct wh_full_lease *lease)
+{
+	struct wharf_pool *pool = lease->pool;
+
+	for (unsigned i = 0; i < WH_SLOTS_MAX && lease->open_fds; i++) {
+		struct wh_lease_slot *ls = &lease->slots[i];
+		if (ls->release_fd < 0 || wh_map_has(lease->pinned, i) || !has_proof(lease, i))
+			continue;
+		atomic_store_explicit(&ls->proven, true, memory_order_relaxed);
+		close(ls->release_fd);
+		ls->release_fd = -1;
+		lease->open_fds--;
+		if (!pool->shared)
+			wh_segment_close_fd(&pool->slots[i]->segment);
+	}
+}
+
+bool wh_lease_next_retire(struct wh_lease *hot, uint16_t *ret_slot)
+{
+	struct wh_full_lease *lease = wh_full(hot);
+	struct wharf_pool *pool = lease->pool;
+	bool found = false;
+
+	/* The port has heard: a port that is closing asks for nothing else, and must hear of the next slot, too. */
+	atomic_store_explicit(&lease->kicked, false, memory_order_seq_cst);
+	if (wh_likely(!atomic_load_explicit(&pool->n_retiring, memory_order_seq_cst)))
+		return false;
+	wh_pool_lock(pool);
+	for (unsigned i = 0; i < pool->control->n_slots && !found; i++) {
+		if (wh_slot_state(pool->slots[i]) != WH_SLOT_RETIRING)
+			continue;
+		if (wh_map_has(lease->used, i)) {
+			wh_map_clear(lease->used, i);
+			if (wh_place_slot(hot->word) == i)
+				hot->word = WH_PLACE_NONE;
+		}
+		if (!wh_map_has(hot->known, i)) {
+			wh_slot_finish(pool, i);
+		} else if (!wh_map_has(lease->retire_sent, i)) {
+			wh_map_set(lease->retire_sent, i);
+			*ret_slot = (uint16_t)i;
+			found = true;
+		}
+	}
+	wh_pool_unlock(pool);
+	return found;
+}
+
+int wh_lease_retired(struct wh_lease *hot, uint16_t slot)
+{
+	struct wh_full_lease *lease = wh_full(hot);
+
+	if (slot >= WH_SLOTS_MAX || !wh_map_has(lease->retire_sent, slot))
+		return -EPROTO;
+	wh_pool_lock(lease->pool);
+	wh_map_clear(lease->retire_sent, slot);
+	wh_map_clear(hot->known, slot);
+	wh_lease_forget_slot(lease, slot);
+	wh_slot_finish(lease->pool, slot);
+	wh_pool_unlock(lease->pool);
+	return 0;
+}
