@@ -261,6 +261,34 @@ static int pair(const struct plan *plan, int ret_fds[2])
 	return wharf_pair(ret_fds);
 }
 
+/* Sends messages until `until` are sent. The common case by itself, as a program that sends millions would have it. */
+static int send_until(struct side *side, uint64_t until)
+{
+	const struct plan *plan = side->plan;
+	const size_t size = plan->size;
+	const enum touch touch = plan->touch;
+	struct link *link = side->link;
+	wharf_port *port = link->port;
+	wharf_pool *pool = link->pool;
+	uint64_t sent = link->sent;
+	int r = 0;
+
+	while (port && !link->bytes && !link->written && sent < until) {
+		if (wharf_buf_claim(pool, size, &link->buf))
+			break;
+		touch_write(touch, link->buf.data, size, sent);
+		if (wharf_send_buf(port, TYPE, &link->buf)) {
+			link->written = true;
+			break;
+		}
+		sent++;
+	}
+	link->sent = sent;
+	while (r == 0 && link->sent < until)
+		r = send_next(side);
+	return r;
+}
+
 static int send_all(struct side *side)
 {
 	const struct plan *plan = side->plan;
@@ -273,10 +301,16 @@ static int send_all(struct side *side)
 	if (burst == 0)
 		burst = 1;
 	while (link->sent < plan->messages) {
+		uint64_t until = plan->messages;
+
 		if (link->sent == plan->warm)
 			side_start(side);
-		r = send_next(side);
-		if (r == 0 && link->sent % burst == 0)
+		if (link->sent < plan->warm)
+			until = plan->warm;
+		if (until > link->sent + burst)
+			until = link->sent + burst;
+		r = send_until(side, until);
+		if (r == 0)
 			r = step(side, 0);
 		if (r < 0)
 			return r;

@@ -144,7 +144,6 @@ enum wh_encoded wh_outbox_encode(
 		port->open->tx.n_fds = message->n_fds;
 	}
 	port->open->data = true;
-	port->open->n_messages++;
 	port->open->n_bytes += n_bytes;
 	return ENCODED;
 }
@@ -315,7 +314,7 @@ void wh_port_flush(struct wharf_port *port)
 static void count(const struct wh_outframe *frame, uint64_t *messages, uint64_t *bytes)
 {
 	for (; frame; frame = frame->next) {
-		*messages += frame->n_messages;
+		*messages += wh_outframe_messages(frame);
 		*bytes += frame->n_bytes;
 	}
 }

@@ -18,6 +18,14 @@ static inline bool wh_open_has_records(const struct wharf_port *port)
 	return port->open && !wh_encoder_empty(&port->open->encoder);
 }
 
+/* Until control records are added, all but an announcement are messages. */
+static inline uint32_t wh_outframe_messages(const struct wh_outframe *frame)
+{
+	if (frame->handed)
+		return frame->n_messages;
+	return frame->data ? frame->encoder.n_records - (uint32_t)(frame->announces >= 0) : 0;
+}
+
 /* outframe.c */
 bool wh_controls_due(const struct wharf_port *port);
 void wh_port_retry_later(struct wharf_port *port); /* a flush after a growing pause */

@@ -33,7 +33,7 @@ struct wh_outframe *wh_outframe_new(struct wharf_loop *loop)
 	frame->next = NULL;
 	frame->n_messages = 0;
 	frame->n_bytes = 0;
-	frame->data = frame->close_fds = frame->bye = false;
+	frame->handed = frame->data = frame->close_fds = frame->bye = false;
 	frame->announces = -1;
 	frame->tx.n_fds = 0;
 	frame->tx.credentials = false;
@@ -135,6 +135,8 @@ void wh_port_hand(struct wharf_port *port, struct wh_outframe *frame)
 	wh_assert(!port->sending && !port->stuck);
 	if (frame == port->open)
 		port->open = NULL;
+	frame->n_messages = wh_outframe_messages(frame);
+	frame->handed = true;
 	encode_controls(port, frame);
 	if (port->lease->turn != port->source.loop->turn)
 		wh_lease_turn(port->lease, port->source.loop->turn);

@@ -143,6 +143,28 @@ static inline int wh_lease_lend(struct wh_lease *lease, const struct wharf_buf *
 	return 0;
 }
 
+/* True when the peer does not know the slot yet: announce it before any run of it. Hot. */
+static inline bool wh_lease_must_announce(const struct wh_lease *lease, uint16_t slot)
+{
+	return !(lease->known[slot / 64] >> (slot % 64) & 1);
+}
+
+/* Can the whole buffer be lent without leaving the word last lent from? Then wh_lease_lend_here does it. */
+static inline bool wh_lease_at_word(const struct wh_lease *lease, const struct wharf_buf *buf)
+{
+	uint64_t place = buf->opaque[1];
+
+	return (place & WH_PLACE_WORD) == lease->word && buf->opaque[0] == lease->pool && buf->size &&
+		!((atomic_load_explicit(lease->counted, memory_order_relaxed) | lease->bits) & wh_place_bits(place)) &&
+		!wh_lease_must_announce(lease, wh_place_slot(place));
+}
+
+static inline void wh_lease_lend_here(struct wh_lease *lease, const struct wharf_buf *buf, struct wh_run *ret_run)
+{
+	lease->bits |= wh_place_bits(buf->opaque[1]);
+	wh_lease_fill_run(lease, buf->opaque[1], 0, buf->size, 0, ret_run);
+}
+
 /*
  * What is lent between these two is published only after the second, even when a frame leaves meanwhile: a message that
  * may still be taken back while the frame before it is sent. At most 64 runs.
@@ -167,11 +189,6 @@ static inline void wh_lease_publish(struct wh_lease *lease)
 		wh_lease_publish_slowly(lease);
 }
 
-/* True when the peer does not know the slot yet: announce it before any run of it. Hot. */
-static inline bool wh_lease_must_announce(const struct wh_lease *lease, uint16_t slot)
-{
-	return !(lease->known[slot / 64] >> (slot % 64) & 1);
-}
 /*
  * Makes the release map when needed. 0; -ENOMEM; -EMFILE; -EPROTO: the peer has mapped it before, asking again is its
  * fault.

@@ -37,8 +37,9 @@ enum wh_port_kick {
 /* A frame on its way out; from the loop's spare ones, so that an idle port has none. */
 struct wh_outframe {
 	struct wh_outframe *next;
-	uint32_t n_messages;
+	uint32_t n_messages;             /* once handed to the engine */
 	uint64_t n_bytes;                /* payload */
+	bool handed;
 	bool data;                       /* carries more than control records: counts against the window */
 	bool close_fds;                  /* ours, to be closed once sent */
 	bool bye;

@@ -249,45 +249,89 @@ int wharf_send(wharf_port *port, const struct wharf_out *out)
 	return 0;
 }
 
-/* A plain message is in the open frame. */
-static inline void encoded(struct wharf_port *port, struct wh_outframe *open, size_t size)
+/*
+ * The two sends that are made by the million keep to registers, and leave all that is rare to functions that are not
+ * inlined: what a message costs here is its stores, which queue behind those that fetch lines from the peer's processor.
+ */
+static __attribute__((noinline)) int frame_begun(struct wharf_port *port, struct wh_outframe *open)
 {
-	open->n_messages++;
+	open->data = true;
+	wh_port_dirty(port);
+	return 0;
+}
+
+static __attribute__((noinline)) int frame_filled(struct wharf_port *port)
+{
+	port->open->data = true;
+	wh_port_dirty(port);
+	wh_outbox_turn_over(port);
+	return 0;
+}
+
+static inline int encoded(struct wharf_port *port, struct wh_outframe *open, size_t size)
+{
 	open->n_bytes += size;
-	if (wh_unlikely(!open->data)) {
-		open->data = true;
-		wh_port_dirty(port);
-	}
 	/* A frame without room for one more of the smallest is full. */
 	if (wh_unlikely(open->n_bytes >= port->flush_bytes || open->encoder.capacity - open->encoder.size < RUN_RECORD))
-		wh_outbox_turn_over(port);
+		return frame_filled(port);
+	return wh_likely(open->data) ? 0 : frame_begun(port, open);
+}
+
+static inline bool takes_plain(const struct wharf_port *port, const struct wh_outframe *open, size_t size)
+{
+	return wh_likely(open && port->tx_plain && !wh_forked() && size <= port->tx_message_bytes_max &&
+		open->n_bytes < port->flush_bytes);
+}
+
+static __attribute__((noinline)) int send_buf_slowly(struct wharf_port *port, uint32_t type, struct wharf_buf *buf)
+{
+	return wharf_send(
+		port, &(struct wharf_out){ .type = type, .parts = &(struct wharf_part){ .buf = buf }, .n_parts = 1 });
+}
+
+/* The first message from another word of the pool: the lease has to change to that. */
+static __attribute__((noinline)) int send_buf_from_next_word(
+	struct wharf_port *port, uint32_t type, struct wharf_buf *buf)
+{
+	struct wh_run run;
+
+	if (wh_lease_lend(port->lease, buf, 0, buf->size, 0, &run))
+		return send_buf_slowly(port, type, buf);
+	if (wh_lease_must_announce(port->lease, run.slot) || !wh_encode_run(&port->open->encoder, type, &run)) {
+		wh_lease_take_back(port->lease, &run);
+		return send_buf_slowly(port, type, buf);
+	}
+	*buf = (struct wharf_buf)WHARF_BUF_EMPTY;
+	return encoded(port, port->open, run.size);
 }
 
 int wharf_send_buf(wharf_port *port, uint32_t type, struct wharf_buf *buf)
 {
 	struct wh_outframe *open;
-	struct wh_run run;
+	struct wh_run *run;
+	size_t size;
 
 	if (wh_unlikely(!port || !buf))
 		return -EINVAL;
 	open = port->open;
-	if (wh_unlikely(!open || !port->tx_plain || wh_forked() || buf->size > port->tx_message_bytes_max ||
-		    open->n_bytes >= port->flush_bytes || open->encoder.capacity - open->encoder.size < RUN_RECORD ||
-	    wh_encoder_ended(&open->encoder)))
-		goto slowly;
-	if (wh_unlikely(wh_lease_lend(port->lease, buf, 0, buf->size, 0, &run)))
-		goto slowly;
-	if (wh_unlikely(wh_lease_must_announce(port->lease, run.slot) || !wh_encode_run(&open->encoder, type, &run))) {
-		wh_lease_take_back(port->lease, &run);
-		goto slowly;
-	}
-	*buf = (struct wharf_buf)WHARF_BUF_EMPTY;
-	encoded(port, open, run.size);
-	return 0;
+	size = buf->size;
+	if (!takes_plain(port, open, size) || wh_unlikely(!wh_encoder_takes(&open->encoder, RUN_RECORD)))
+		return send_buf_slowly(port, type, buf);
+	if (wh_unlikely(!wh_lease_at_word(port->lease, buf)))
+		return send_buf_from_next_word(port, type, buf);
+	run = wh_encode_run_place(&open->encoder, type);
+	wh_lease_lend_here(port->lease, buf, run);
+	buf->data = NULL;
+	buf->size = 0;
+	return encoded(port, open, size);
+}
 
-slowly:
-	return wharf_send(
-		port, &(struct wharf_out){ .type = type, .parts = &(struct wharf_part){ .buf = buf }, .n_parts = 1 });
+static __attribute__((noinline)) int send_bytes_slowly(
+	struct wharf_port *port, uint32_t type, const void *bytes, size_t size)
+{
+	return wharf_send(port,
+		&(struct wharf_out){
+			.type = type, .parts = &(struct wharf_part){ .bytes = bytes, .size = size }, .n_parts = 1 });
 }
 
 int wharf_send_bytes(wharf_port *port, uint32_t type, const void *bytes, size_t size)
@@ -297,10 +341,9 @@ int wharf_send_bytes(wharf_port *port, uint32_t type, const void *bytes, size_t 
 	if (wh_unlikely(!port))
 		return -EINVAL;
 	open = port->open;
-	if (wh_unlikely(!open || !port->tx_plain || wh_forked() || open->n_bytes >= port->flush_bytes ||
-	    size > wh_min(message_room(port), port->tx_message_bytes_max) || (size && !bytes) || !wh_encode_bytes(&open->encoder, type, bytes, (uint32_t)size)))
-		return wharf_send(port, &(struct wharf_out){ .type = type,
-			.parts = &(struct wharf_part){ .bytes = bytes, .size = size }, .n_parts = 1 });
-	encoded(port, open, size);
-	return 0;
+	if (!takes_plain(port, open, size) || wh_unlikely(size > message_room(port) || (size && !bytes)))
+		return send_bytes_slowly(port, type, bytes, size);
+	if (wh_unlikely(!wh_encode_bytes(&open->encoder, type, bytes, (uint32_t)size)))
+		return send_bytes_slowly(port, type, bytes, size);
+	return encoded(port, open, size);
 }

@@ -155,12 +155,17 @@ static inline bool wh_encoder_empty(const struct wh_encoder *e) { return e->n_re
 /* A record with fds ends its frame. */
 static inline bool wh_encoder_ended(const struct wh_encoder *e) { return e->n_fds != 0; }
 
+static inline bool wh_encoder_takes(const struct wh_encoder *e, uint32_t size)
+{
+	return e->capacity - e->size >= size && !e->n_fds && e->n_records != UINT16_MAX;
+}
+
 /*
  * Room for a record of `size` (a multiple of 8), counted; NULL: it does not fit, or the frame has ended. Uninitialised.
  */
 static inline void *wh_encode_room(struct wh_encoder *e, uint32_t size)
 {
-	if (wh_unlikely(e->capacity - e->size < size || e->n_fds || e->n_records == UINT16_MAX))
+	if (wh_unlikely(!wh_encoder_takes(e, size)))
 		return NULL;
 	void *at = e->base + e->size;
 	e->size += size;
@@ -179,6 +184,18 @@ static inline bool wh_encode_run(struct wh_encoder *e, uint32_t type, const stru
 	r->message.stream = 0;
 	r->run = *run;
 	return true;
+}
+
+/* The same for one that takes it for certain (wh_encoder_takes): the caller fills the run. */
+static inline struct wh_run *wh_encode_run_place(struct wh_encoder *e, uint32_t type)
+{
+	struct { struct wh_message_record message; struct wh_run run; } *r = (void *)(e->base + e->size);
+	e->size += (uint32_t)sizeof *r;
+	e->n_records++;
+	r->message.record = (struct wh_record){ WH_RECORD_MESSAGE, WH_RECORD_FIRST | WH_RECORD_LAST, 1, sizeof *r };
+	r->message.type = type;
+	r->message.stream = 0;
+	return &r->run;
 }
 
 /* What one plain message of `size` bytes takes, all inline. */

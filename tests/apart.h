@@ -4,6 +4,7 @@
 #define APART_H
 
 #include <criterion/criterion.h>
+#include <string.h>
 #include <time.h>
 
 #include "pair.h"
@@ -83,6 +84,35 @@ static inline void apart_free(struct apart *apart)
 	apart->loop_b = wharf_loop_free(apart->loop_b);
 	cr_assert_null(apart->loop_a);
 	cr_assert_null(apart->loop_b);
+}
+
+/* ---- What tests of one end need besides ---- */
+
+static inline struct wharf_port_stats stats_of(wharf_port *port)
+{
+	struct wharf_port_stats stats;
+
+	WHARF_INIT(&stats);
+	cr_assert_eq(wharf_port_stats(port, &stats), 0);
+	return stats;
+}
+
+static inline wharf_pool *shared_pool(uint64_t bytes_max)
+{
+	wharf_pool *pool;
+
+	cr_assert_eq(wharf_pool_new(WHARF_OPT(pool, .shared = 1, .bytes_max = bytes_max), &pool), 0);
+	return pool;
+}
+
+/* Claims, fills and sends. */
+static inline void send_claimed(wharf_port *port, wharf_pool *pool, size_t size, int value)
+{
+	struct wharf_buf buf;
+
+	cr_assert_eq(wharf_buf_claim(pool, size, &buf), 0);
+	memset(buf.data, value, buf.size);
+	cr_assert_eq(wharf_send_buf(port, 1, &buf), 0);
 }
 
 #endif
