@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* Two ports on a loop each, stepped in turn by one thread: what one end does alone can be told from the other's part. */
+/* Two ports on a loop each, stepped in turn by one thread: what one end does alone shows as that. */
 #ifndef APART_H
 #define APART_H
 

@@ -505,6 +505,8 @@ int main(int argc, char **argv)
 	for (unsigned i = 1; i < 16; i++)
 		if (n_codes[i])
 			printf("%6" PRIu64 " ended as %s\n", n_codes[i], wharf_close_name(i));
-	printf("%" PRIu64 " passed, %" PRIu64 " failed, 0 skipped\n", n_passed, n_failed);
+	printf("%" PRIu64 " sequences held, %" PRIu64 " did not\n", n_passed, n_failed);
+	/* One case: how many sequences it takes is a matter of patience. */
+	printf("%d passed, %d failed, 0 skipped\n", n_passed && !n_failed, !n_passed || n_failed);
 	return n_failed ? 1 : 0;
 }

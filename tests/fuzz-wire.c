@@ -436,7 +436,9 @@ int main(int argc, char **argv)
 	free(frame);
 	free(mutant);
 	printf("%" PRIu64 " of %" PRIu64 " mutants were accepted\n", n_accepted, n_mutants);
-	printf("%" PRIu64 " passed, %" PRIu64 " failed, 0 skipped\n", n_passed, n_failed);
+	printf("%" PRIu64 " frames held, %" PRIu64 " did not\n", n_passed, n_failed);
+	/* One case: how many frames it takes is a matter of patience. */
+	printf("%d passed, %d failed, 0 skipped\n", !n_failed, !!n_failed);
 	return n_failed ? 1 : 0;
 }
 

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* Loops under a host: what keeps their descriptor honest, who may wake, stop and free them, and what freeing gives back. */
+/* Loops under a host: an honest descriptor, who may wake, stop and free them, and what freeing gives back. */
 #include <criterion/criterion.h>
 #include <errno.h>
 #include <poll.h>
@@ -172,7 +172,11 @@ static void stop_it(void)
 }
 
 /* Long enough for that many looks, and far from the time-out of the test. */
-static const struct wharf_loop_options spins = { .size = sizeof(spins), .spin_ns = 300000000, .clock_ns = ask_the_time };
+static const struct wharf_loop_options spins = {
+	.size = sizeof(spins),
+	.spin_ns = 300000000,
+	.clock_ns = ask_the_time,
+};
 
 Test(loop_host, a_wake_that_comes_while_it_spins_ends_the_step, .timeout = 5)
 {
@@ -229,10 +233,11 @@ static int reopened[2] = { -1, -1 };
 
 static void reconnect(struct end *end)
 {
+	wharf_loop *loop = wharf_port_loop(end->port);
 	wharf_port *port = NULL;
 
 	cr_assert_eq(wharf_pair(reopened), 0);
-	cr_assert_eq(wharf_open(wharf_port_loop(end->port), reopened[0], WHARF_OPT(port, .ops = &end_ops), &port), -EPIPE);
+	cr_assert_eq(wharf_open(loop, reopened[0], WHARF_OPT(port, .ops = &end_ops), &port), -EPIPE);
 	cr_assert_null(port);
 }
 
@@ -267,7 +272,11 @@ static void counting_free(void *memory, void *user)
 	free(memory);
 }
 
-static const struct wharf_loop_options counts = { .size = sizeof(counts), .alloc = counting_alloc, .free = counting_free };
+static const struct wharf_loop_options counts = {
+	.size = sizeof(counts),
+	.alloc = counting_alloc,
+	.free = counting_free,
+};
 
 Test(loop_host, a_frame_that_left_before_the_first_step_is_given_back)
 {

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* Sentences of wharf.h about ports that are easily broken: what stays, what is bounded, what is delivered, who is told. */
+/* Sentences of wharf.h about ports that are easily broken: what stays, what is bounded, what is delivered. */
 #include <criterion/criterion.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -326,14 +326,15 @@ Test(port_promises, a_message_of_bytes_max_is_sent_and_arrives)
 	for (size_t i = 0; i < sizeof(frame_sizes) / sizeof(*frame_sizes); i++) {
 		size_t most;
 		struct wharf_part part = { .bytes = bytes };
+		struct wharf_out with_fd = { .parts = &part, .n_parts = 1, .fds = &q.fds[0], .n_fds = 1 };
 
-		apart_open(&q, WHARF_OPT(loop, .frame_bytes_max = frame_sizes[i]), NULL, WHARF_OPT(port, .rx_fds_max = 1));
+		apart_open(&q, WHARF_OPT(loop, .frame_bytes_max = frame_sizes[i]), NULL,
+			WHARF_OPT(port, .rx_fds_max = 1));
 		most = q.a.peer.bytes_max;
 		cr_assert_geq(most, 3 * KIB, "%zu of frames of %u", most, frame_sizes[i]);
 		cr_assert_eq(wharf_send_bytes(q.a.port, 1, bytes, most), 0);
 		part.size = most;
-		cr_assert_eq(wharf_send(q.a.port, &(struct wharf_out){ .parts = &part, .n_parts = 1, .fds = &q.fds[0], .n_fds = 1 }),
-			0);
+		cr_assert_eq(wharf_send(q.a.port, &with_fd), 0);
 		cr_assert_eq(wharf_send_bytes(q.a.port, 1, bytes, frame_sizes[i]), -EMSGSIZE);
 		apart_settle(&q);
 		cr_assert_eq(q.b.n_messages, 2);
@@ -444,12 +445,15 @@ Test(port_promises, a_paused_port_takes_any_number_of_reports)
 Test(port_promises, moving_one_descriptor_twice_is_refused)
 {
 	int twice[2];
+	struct wharf_out out = { .fds = twice, .n_fds = 2 };
 
 	pair_open(&p, NULL, WHARF_OPT(port, .rx_fds_max = 8));
 	twice[0] = twice[1] = open("/dev/null", O_RDONLY | O_CLOEXEC);
-	cr_assert_eq(wharf_send(p.a.port, &(struct wharf_out){ .flags = WHARF_FDS_MOVE, .fds = twice, .n_fds = 2 }), -EINVAL);
+	out.flags = WHARF_FDS_MOVE;
+	cr_assert_eq(wharf_send(p.a.port, &out), -EINVAL);
 	cr_assert(is_open(twice[0]), "after a failure it is the caller's");
-	cr_assert_eq(wharf_send(p.a.port, &(struct wharf_out){ .fds = twice, .n_fds = 2 }), 0, "copies are two");
+	out.flags = 0;
+	cr_assert_eq(wharf_send(p.a.port, &out), 0, "copies are two");
 	settle(p.loop);
 	cr_assert_eq(p.b.seen[0].n_fds, 2);
 	cr_assert_eq(close(twice[0]), 0);

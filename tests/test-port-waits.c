@@ -193,8 +193,10 @@ Test(port_waits, a_release_in_the_turn_of_the_end_still_wakes_the_owner)
 	settle(q.loop_b);
 	cr_assert_eq(q.a.n_messages, 1);
 	start_waiter(pool, 60000);
-	while (!wh_pool_wanted(pool))
+	for (int i = 0; !wh_pool_wanted(pool); i++) {
 		cr_assert_geq(wharf_loop_step(q.loop_b, 1000000), 0);
+		cr_assert_lt(i, 5000, "nobody waits");
+	}
 	expect_waiter_served();
 	cr_assert_eq(q.a.n_messages, 2);
 	cr_assert_eq(q.a.n_closed, 1);
