@@ -9,6 +9,7 @@
  * are retired after some laps.
  */
 #include <errno.h>
+#include <time.h>
 
 #include "pool_internal.h"
 
@@ -18,6 +19,17 @@ enum {
 	WINDOW_BYTES = 4 << 20,
 	IDLE_LAPS = 16, /* guessed, never tuned */
 };
+
+/* A lap may take 50 us, and a segment that is made again costs 3 us a page: idle is what is idle for a while. */
+uint64_t wh_pool_idle_ns = 2000000000;
+
+static uint64_t now_ns(void)
+{
+	struct timespec t;
+
+	clock_gettime(CLOCK_MONOTONIC_COARSE, &t);
+	return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
 
 static bool has_slot(const struct wh_class *class, unsigned slot)
 {
@@ -141,7 +153,13 @@ static void retire_idle(struct wharf_pool *pool, struct wh_class *class)
 		struct wh_slot *s = pool->slots[i];
 		if (i << 8 < end || s->keep) {
 			s->idle_laps = 0;
-		} else if (++s->idle_laps >= IDLE_LAPS) {
+			continue;
+		}
+		if (s->idle_laps == 0)
+			s->idle_since_ns = now_ns();
+		if (s->idle_laps < IDLE_LAPS)
+			s->idle_laps++;
+		if (s->idle_laps == IDLE_LAPS && now_ns() - s->idle_since_ns >= wh_pool_idle_ns) {
 			s->idle_laps = 0;
 			wh_slot_harvest(pool, i);
 			if (wh_slot_all_free(s))

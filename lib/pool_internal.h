@@ -61,7 +61,8 @@ struct wh_slot {
 	_Atomic uint16_t *_Atomic counts;  /* made by the first wharf_buf_ref */
 	_Atomic uint8_t n_words;           /* 0: no memory */
 	uint8_t class;
-	uint8_t idle_laps;                 /* outside the window since */
+	uint8_t idle_laps;                 /* outside the window since, up to a few */
+	uint64_t idle_since_ns;
 	bool keep;                         /* asked for by wharf_pool_reserve: stays when idle */
 	uint32_t n_chunks;
 	struct wh_segment segment;
@@ -263,6 +264,8 @@ int wh_pool_grow(struct wharf_pool *pool, unsigned class, unsigned n, size_t byt
 bool wh_pool_make_room(struct wharf_pool *pool, unsigned class, unsigned n, bool for_more);
 
 /* ---- claim.c ---- */
+
+extern uint64_t wh_pool_idle_ns; /* for tests: how long a segment is kept that nobody claims from */
 
 /* Class and length of the run that holds size bytes. False: bytes_max can never hold it. */
 bool wh_pool_run_of(const struct wharf_pool *pool, size_t size, unsigned *ret_class, unsigned *ret_n);

@@ -547,6 +547,7 @@ static void play(bool shared, uint64_t seed, uint64_t milliseconds)
 
 int main(int argc, char **argv)
 {
+	wh_pool_idle_ns = 0; /* segments come and go as fast as they can */
 	const char *text = argc > 1 ? argv[1] : getenv("WHARF_TEST_SEED");
 	uint64_t seed = text ? strtoull(text, NULL, 0) : 1, milliseconds = argc > 2 ? strtoull(argv[2], NULL, 0) : 4000;
 	enum { ROUNDS = 10 };
