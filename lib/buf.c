@@ -9,7 +9,7 @@ enum {
 	PREFETCH_RUNS = 8,
 	PREFETCH_SIZE_MAX = 256, /* 1 KiB went slower with it: a long write runs ahead by itself */
 };
-enum { LOCAL_SIZE_MAX = 4 << (WH_CHUNK_SHIFT_MIN + 2 * (WH_CLASS_LOCAL - 1)) };
+enum { LOCAL_SIZE_MAX = 3 << (WH_CHUNK_SHIFT_MIN + 2 * (WH_CLASS_LOCAL - 1)) };
 
 static inline void fill(struct wharf_buf *buf, struct wharf_pool *pool, void *data, size_t size, uint64_t place)
 {

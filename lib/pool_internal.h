@@ -163,10 +163,14 @@ static inline void wh_map_clear(uint64_t *map, unsigned i) { map[i / 64] &= ~(UI
 
 static inline unsigned wh_class_shift(unsigned class) { return WH_CHUNK_SHIFT_MIN + 2 * class; }
 
-/* The smallest class in which 1 to 4 chunks hold size bytes (1 to WH_SIZE_MAX). */
+/*
+ * The smallest class in which 1 to 3 chunks hold size bytes (1 to WH_SIZE_MAX). Four would be one of the next class: the
+ * same memory, but a run that needs no alignment, and a word that lasts four times as long.
+ */
 static inline unsigned wh_class_of(size_t size)
 {
 	unsigned class = ((unsigned)(63 - __builtin_clzll((uint64_t)(size - 1) | 512)) - 8) / 2;
+	class += (size - 1) >> wh_class_shift(class) == 3;
 	return class < WH_CLASSES ? class : WH_CLASSES - 1;
 }
 static inline unsigned wh_chunks_of(size_t size, unsigned class)
