@@ -10,7 +10,7 @@
 
 static inline bool wh_window_open(const struct wharf_port *port)
 {
-	return port->frames_sent - port->frames_read_by_peer < port->window;
+	return port->frames_sent - port->frames_read_by_peer < port->window && port->bytes_unread < WH_WINDOW_BYTES;
 }
 
 static inline bool wh_open_has_records(const struct wharf_port *port)

@@ -146,6 +146,7 @@ void wh_port_hand(struct wharf_port *port, struct wh_outframe *frame)
 	frame->tx.n_fds = frame->encoder.n_fds;
 	frame->tx.fds = frame->fds;
 	port->frames_reported = port->frames_read;
+	port->bytes_unreported = 0;
 	port->report_due = false;
 	port->sending = frame;
 	wh_engine_send(port->source.loop->engine, &port->source.link, &frame->tx);
@@ -159,6 +160,8 @@ static void frame_sent(struct wharf_port *port, struct wh_outframe *frame)
 	port->backoff_ns = 0;
 	if (frame->data) {
 		uint32_t n = frame->close_fds ? frame->tx.n_fds : 0;
+		port->window_bytes[port->frames_sent % WH_WINDOW_MAX] = frame->n_bytes;
+		port->bytes_unread += frame->n_bytes;
 		port->window_fds[port->frames_sent++ % WH_WINDOW_MAX] = (uint8_t)n;
 		port->tx_fds_queued -= n;
 		port->tx_fds_unread += n;

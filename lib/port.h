@@ -18,6 +18,10 @@
 enum {
 	WH_WINDOW_MIN = 8,               /* unread data frames that any peer may have on its way */
 	WH_WINDOW_MAX = 64,
+	/* Payload on its way to a peer: more of it only pushes what the peer is about to read out of the caches. 8 to 16 MiB
+	 * were a quarter faster than 4 and than 64 at 1 MiB a message. */
+	WH_WINDOW_BYTES = 8 << 20,
+	WH_REPORT_BYTES = 2 << 20,       /* read since the last report: then it is time for the next */
 	WH_CONTROL_ROOM = 512,           /* kept free in a data frame for control records */
 	/* payload that waits before a send submits by itself: the receiver must not idle meanwhile */
 	WH_FLUSH_BYTES = 1 << 20,
@@ -119,6 +123,8 @@ struct wharf_port {
 	uint32_t window;
 	uint32_t backoff_ns;
 	uint64_t frames_sent, frames_read_by_peer; /* data frames */
+	uint64_t bytes_unread;           /* payload of those between the two */
+	uint64_t window_bytes[WH_WINDOW_MAX]; /* of the last frames, by number modulo */
 	uint8_t window_fds[WH_WINDOW_MAX]; /* descriptors of the last frames, by number modulo */
 	struct wh_deadline retry;
 
@@ -128,6 +134,7 @@ struct wharf_port {
 	struct wh_accumulator released[WH_ACCUMULATORS];
 	struct wh_decode_limits limits;
 	uint64_t frames_read, frames_reported;
+	uint64_t bytes_unreported;       /* payload read since the last report */
 	uint32_t report_every;
 	uint64_t mapped_bytes_max;
 	uint32_t msgs_per_turn, msgs_this_turn, msgs_turn;

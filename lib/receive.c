@@ -95,7 +95,8 @@ static void on_announce(struct wharf_port *port, const struct wh_announce *a, st
 		wh_port_violation(port, "it announces more memory than it was told");
 		return;
 	}
-	error = wh_view_open(rx->fds[0], rx->fds[1], a->slot, a->chunk_shift, a->n_chunks, port->maps_huge, &view, &why);
+	error = wh_view_open(
+		rx->fds[0], rx->fds[1], a->slot, a->chunk_shift, a->n_chunks, port->maps_huge, &view, &why);
 	if (error == -EPROTO) {
 		wh_port_violation(port, why);
 		return;
@@ -297,6 +298,7 @@ static void deliver_any(struct wharf_port *port, const struct wh_record *r, stru
 	}
 	port->stats.rx_messages++;
 	port->stats.rx_bytes += m.pub.size;
+	port->bytes_unreported += m.pub.size;
 	port->stats.rx_fds += in.n_fds;
 	call_handler(port, &m);
 	for (uint32_t i = 0; i < in.n_fds; i++)
@@ -356,6 +358,7 @@ static const struct wh_record *deliver(struct wharf_port *port, const struct wh_
 	}
 	port->stats.rx_messages += n_messages;
 	port->stats.rx_bytes += n_bytes;
+	port->bytes_unreported += n_bytes;
 	return r;
 }
 
@@ -367,7 +370,8 @@ static void frame_read(struct wharf_port *port, const struct wh_frame *frame)
 		return;
 	port->frames_read++;
 	/* Descriptors in flight are few, and count for the whole user: their sender waits for the word sooner. */
-	if (port->frames_read - port->frames_reported >= port->report_every || frame->n_fds) {
+	if (port->frames_read - port->frames_reported >= port->report_every ||
+		port->bytes_unreported >= WH_REPORT_BYTES || frame->n_fds) {
 		port->report_due = true;
 		wh_port_dirty(port);
 	}
@@ -518,8 +522,7 @@ static void receive(struct wharf_port *port, struct wh_event *event)
 	int error = -EPROTO;
 
 	if (!event->truncated)
-		error = wh_frame_check(
-			event->bytes, event->size, event->n_fds, event->fds_lost, &port->limits, &why);
+		error = wh_frame_check(event->bytes, event->size, event->n_fds, event->fds_lost, &port->limits, &why);
 	if (error)
 		deliver_all_held(port);
 	if (error == -EPROTONOSUPPORT) {

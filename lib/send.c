@@ -40,8 +40,10 @@ void wh_port_read_by_peer(struct wharf_port *port, uint64_t frames)
 		wh_port_violation(port, "it reports frames as read that it cannot have read");
 		return;
 	}
-	while (port->frames_read_by_peer < frames)
-		port->tx_fds_unread -= port->window_fds[port->frames_read_by_peer++ % WH_WINDOW_MAX];
+	for (; port->frames_read_by_peer < frames; port->frames_read_by_peer++) {
+		port->tx_fds_unread -= port->window_fds[port->frames_read_by_peer % WH_WINDOW_MAX];
+		port->bytes_unread -= port->window_bytes[port->frames_read_by_peer % WH_WINDOW_MAX];
+	}
 	if (port->backlog || port->frames || port->open || port->blocked)
 		wh_port_dirty(port);
 }

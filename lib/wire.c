@@ -16,7 +16,8 @@
  *  10  u16  zero
  *  12  u32  size       of the whole datagram
  *  16  u64  turn_ns    any
- *  24  u64  consumed   any
+ *  24  u64  consumed   any. Told at the latest when a quarter of the peer's window_frames, or 2 MiB of payload,
+ *                      or a frame with descriptors was read since
  *  32  records, one behind the other
  *
  * A frame is valid if and only if
