@@ -103,8 +103,7 @@ static void detach(struct wharf_port *port)
 		return;
 	port->shut = true;
 	wh_port_drop_input(port);
-	for (unsigned i = 0; i < WH_ACCUMULATORS; i++)
-		wh_port_flush_released(port, &port->released[i]);
+	wh_port_flush_all_released(port);
 	wh_port_unmap(port);
 	wh_lease_detach(port->lease);
 	port->lease = NULL;
@@ -142,8 +141,7 @@ void wh_port_finish(struct wharf_port *port)
 	/* Arrived before the end: delivered before it, unless the port failed or was aborted. */
 	port->state = WH_PORT_CLOSED;
 	wh_port_drop_output(port);
-	for (unsigned i = 0; i < WH_ACCUMULATORS; i++)
-		wh_port_flush_released(port, &port->released[i]);
+	wh_port_flush_all_released(port);
 	port->reason.text = port->reason_text;
 	port->reason.peer = &port->peer;
 	loop->n_users--;

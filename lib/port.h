@@ -206,7 +206,12 @@ void wh_outframes_free(struct wharf_loop *loop);
 void wh_port_receive(struct wharf_port *port, struct wh_event *event);
 void wh_port_deliver_held(struct wharf_port *port);
 void wh_port_drop_input(struct wharf_port *port);
+
+/* mapping.c */
+void wh_port_on_announce(struct wharf_port *port, const struct wh_announce *a, const int *fds, uint32_t n_fds);
+void wh_port_on_retire(struct wharf_port *port, const struct wh_slot_record *r);
 void wh_port_unmap(struct wharf_port *port);
+void wh_port_flush_all_released(struct wharf_port *port);
 
 /* Gives chunks back through the accumulators. */
 void wh_port_flush_released(struct wharf_port *port, struct wh_accumulator *a);

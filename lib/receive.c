@@ -22,11 +22,6 @@ struct rx {
 	bool controls_done; /* when the frame was held */
 };
 
-static const struct wh_record *frame_end(const struct wh_frame *frame)
-{
-	return (const struct wh_record *)((const char *)frame + frame->size);
-}
-
 /* Control records follow the data of their frame, if it has any. */
 static bool is_data(const struct wh_frame *frame)
 {
@@ -43,132 +38,6 @@ static bool is_data(const struct wh_frame *frame)
 }
 
 static bool stopped(const struct wharf_port *port) { return port->paused || port->state >= WH_PORT_ENDING; }
-
-/* ---- Chunks going back ---- */
-
-void wh_port_flush_released(struct wharf_port *port, struct wh_accumulator *a)
-{
-	struct wh_view *view;
-
-	if (!a->bits)
-		return;
-	view = port->views[a->slot];
-	if (wh_view_release(view, a->word, a->bits)) {
-		port->wake_due = true;
-		if (!port->shut)
-			wh_port_dirty(port);
-	}
-	a->bits = 0;
-}
-
-static void flush_all_released(struct wharf_port *port)
-{
-	for (unsigned i = 0; i < WH_ACCUMULATORS; i++)
-		wh_port_flush_released(port, &port->released[i]);
-}
-
-/* ---- Segments ---- */
-
-static void on_announce(struct wharf_port *port, const struct wh_announce *a, struct rx *rx)
-{
-	uint64_t bytes = (uint64_t)a->n_chunks << a->chunk_shift;
-	const char *why = NULL;
-	struct wh_view *view;
-	int error;
-
-	if (rx->n_fds < 2) {
-		wh_port_end(
-			port, WHARF_CLOSE_ERROR, EMFILE, "no room in the descriptor table for a segment of the peer");
-		return;
-	}
-	if (!port->mapped) {
-		port->mapped = wh_loop_alloc(port->source.loop, sizeof(*port->mapped));
-		if (!port->mapped) {
-			wh_port_end(port, WHARF_CLOSE_ERROR, ENOMEM, "no memory for a segment of the peer");
-			return;
-		}
-		memset(port->mapped, 0, sizeof(*port->mapped));
-		port->limits.slots = port->mapped->geometry;
-		port->views = port->mapped->views;
-	}
-	if (port->stats.rx_mapped_bytes + bytes > port->mapped_bytes_max) {
-		wh_port_violation(port, "it announces more memory than it was told");
-		return;
-	}
-	error = wh_view_open(
-		rx->fds[0], rx->fds[1], a->slot, a->chunk_shift, a->n_chunks, port->maps_huge, &view, &why);
-	if (error == -EPROTO) {
-		wh_port_violation(port, why);
-		return;
-	}
-	if (error) {
-		wh_port_end(port, WHARF_CLOSE_ERROR, -error, "a segment of the peer could not be mapped");
-		return;
-	}
-	port->views[a->slot] = view;
-	port->mapped->geometry[a->slot] =
-		(struct wh_geometry){ .n_chunks = a->n_chunks, .chunk_shift = a->chunk_shift };
-	port->stats.rx_mapped_bytes += bytes;
-}
-
-static void unmap(struct wharf_port *port, uint16_t slot)
-{
-	struct wh_geometry *g = &port->mapped->geometry[slot];
-
-	port->stats.rx_mapped_bytes -= (uint64_t)g->n_chunks << g->chunk_shift;
-	*g = (struct wh_geometry){ 0 };
-	wh_view_unref(port->views[slot]);
-	port->views[slot] = NULL;
-}
-
-void wh_port_unmap(struct wharf_port *port)
-{
-	if (!port->mapped)
-		return;
-	for (unsigned slot = 0; slot < WH_SLOTS_MAX; slot++)
-		if (port->views[slot])
-			unmap(port, (uint16_t)slot);
-	wh_loop_dealloc(port->source.loop, port->mapped);
-	port->mapped = NULL;
-	port->views = NULL;
-}
-
-/* Does a message that waits to be delivered lie in the slot? */
-static bool held_uses(const struct wharf_port *port, uint16_t slot)
-{
-	for (const struct wh_list *i = port->held.next; i != &port->held; i = i->next) {
-		const struct wh_held *held = wh_container_of(i, struct wh_held, link);
-		const struct wh_frame *frame = (const struct wh_frame *)held->frame;
-		const struct wh_record *r = (const struct wh_record *)(held->frame + held->offset);
-		for (; r != frame_end(frame); r = wh_record_next(r)) {
-			const struct wh_run *runs = r->n_items ? wh_message_read(r).runs : NULL;
-			for (unsigned k = 0; k < r->n_items; k++)
-				if (runs[k].n_chunks && runs[k].slot == slot)
-					return true;
-		}
-	}
-	return false;
-}
-
-static void on_retire(struct wharf_port *port, const struct wh_slot_record *r)
-{
-	if (r->acknowledged) {
-		port->tx_mapped_bytes -= wh_lease_slot_bytes(port->lease, r->slot);
-		if (wh_lease_retired(port->lease, r->slot))
-			wh_port_violation(port, "it unmaps a segment that it was not asked to");
-		return;
-	}
-	/* An owner retires only what has come back; messages that wait here still hold theirs. */
-	if (held_uses(port, r->slot)) {
-		wh_port_violation(port, "it retires a segment that messages on their way lie in");
-		return;
-	}
-	flush_all_released(port);
-	unmap(port, r->slot);
-	port->retire_acks[r->slot / 64] |= 1ull << (r->slot % 64);
-	port->retires_due = true;
-	wh_port_dirty(port);
-}
 
 /* ---- Control records ---- */
 
@@ -204,10 +73,10 @@ static void handle_control(struct wharf_port *port, const struct wh_record *r, s
 {
 	switch (r->kind) {
 	case WH_RECORD_ANNOUNCE:
-		on_announce(port, (const struct wh_announce *)r, rx);
+		wh_port_on_announce(port, (const struct wh_announce *)r, rx->fds, rx->n_fds);
 		break;
 	case WH_RECORD_RETIRE:
-		on_retire(port, (const struct wh_slot_record *)r);
+		wh_port_on_retire(port, (const struct wh_slot_record *)r);
 		break;
 	case WH_RECORD_WAKE:
 		/* Once per frame, however many a hostile peer puts into it: harvesting looks at all that is lent. */
@@ -223,7 +92,7 @@ static bool is_ordered(uint8_t kind) { return kind == WH_RECORD_MESSAGE || kind 
 
 static void handle_controls_from(struct wharf_port *port, const struct wh_record *r, struct rx *rx)
 {
-	for (const struct wh_record *end = frame_end(rx->frame); r != end && port->state < WH_PORT_ENDING;
+	for (const struct wh_record *end = wh_frame_end(rx->frame); r != end && port->state < WH_PORT_ENDING;
 		r = wh_record_next(r))
 		if (!is_ordered(r->kind))
 			handle_control(port, r, rx);
@@ -312,7 +181,7 @@ static void deliver_any(struct wharf_port *port, const struct wh_record *r, stru
 /* Handles records from `r` on until the end of the frame or until the port is stopped; returns where it stopped. */
 static const struct wh_record *deliver(struct wharf_port *port, const struct wh_record *r, struct rx *rx)
 {
-	const struct wh_record *end = frame_end(rx->frame);
+	const struct wh_record *end = wh_frame_end(rx->frame);
 	struct wharf_slice slice;
 	struct wh_message m = {
 		.pub = { .slices = &slice, .n_slices = 1, .sent_ns = rx->frame->turn_ns },
@@ -410,7 +279,7 @@ static bool must_wait(const struct wh_record *from, const struct wh_frame *frame
 {
 	if (is_data(frame))
 		return true;
-	for (; from != frame_end(frame); from = wh_record_next(from))
+	for (; from != wh_frame_end(frame); from = wh_record_next(from))
 		if (is_ordered(from->kind))
 			return true;
 	return false;
@@ -471,13 +340,13 @@ void wh_port_deliver_held(struct wharf_port *port)
 		count_share(port, frame);
 		r = deliver(port, r, &rx);
 		held->offset = (uint32_t)((const char *)r - (const char *)frame);
-		if (r != frame_end(frame))
+		if (r != wh_frame_end(frame))
 			break;
 		frame_read(port, frame);
 		free_held(port, held);
-		flush_all_released(port);
+		wh_port_flush_all_released(port);
 	}
-	flush_all_released(port);
+	wh_port_flush_all_released(port);
 	schedule_held(port);
 	if (wh_list_empty(&port->held) && !port->paused) {
 		wh_port_progress(port);
@@ -551,8 +420,8 @@ static void receive(struct wharf_port *port, struct wh_event *event)
 	}
 	count_share(port, rx.frame);
 	r = deliver(port, r, &rx);
-	flush_all_released(port);
-	if (r != frame_end(rx.frame)) {
+	wh_port_flush_all_released(port);
+	if (r != wh_frame_end(rx.frame)) {
 		hold(port, r, &rx);
 		return;
 	}

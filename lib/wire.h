@@ -299,6 +299,10 @@ static inline const struct wh_record *wh_frame_first(const void *frame)
 {
 	return (const struct wh_record *)((const char *)frame + sizeof(struct wh_frame));
 }
+static inline const struct wh_record *wh_frame_end(const void *frame)
+{
+	return (const struct wh_record *)((const char *)frame + ((const struct wh_frame *)frame)->size);
+}
 static inline const struct wh_record *wh_record_next(const struct wh_record *r)
 {
 	return (const struct wh_record *)((const char *)r + r->size);
