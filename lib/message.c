@@ -122,9 +122,7 @@ static void free_message(struct wh_message *m)
 			reasons |= WH_KICK_WAKE;
 		wh_view_unref(m->views[i]);
 	}
-	for (size_t i = 0; i < m->pub.n_fds; i++)
-		if (m->fds[i] >= 0)
-			close(m->fds[i]);
+	wh_fds_close(m->fds, m->pub.n_fds);
 	free(m->joined);
 	free(m);
 	if (holds && atomic_fetch_sub_explicit(&port->taken, 1, memory_order_seq_cst) == 1) {

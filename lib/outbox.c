@@ -92,8 +92,7 @@ static enum wh_encoded announce(struct wharf_port *port, uint16_t slot, int *ret
 	uint64_t bytes;
 	int error;
 
-	if (wh_encoder_ended(&port->open->encoder) ||
-		port->open->encoder.capacity - port->open->encoder.size < sizeof(record))
+	if (!wh_encoder_takes(&port->open->encoder, sizeof(record)))
 		return FRAME_FULL;
 	bytes = wh_lease_slot_bytes(port->lease, slot);
 	if (port->tx_mapped_bytes + bytes > port->tx_mapped_bytes_max)
@@ -332,7 +331,8 @@ void wh_port_queued(const struct wharf_port *port, uint64_t *ret_messages, uint6
 void wh_fds_close(const int *fds, size_t n)
 {
 	for (size_t i = 0; i < n; i++)
-		close(fds[i]);
+		if (fds[i] >= 0)
+			close(fds[i]);
 }
 
 void wh_port_drop_output(struct wharf_port *port)

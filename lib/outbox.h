@@ -43,6 +43,5 @@ bool wh_outbox_turn_over(struct wharf_port *port);
 bool wh_outbox_takes_frame(const struct wharf_port *port); /* would it? */
 /* 0; -ENOMEM */
 int wh_outbox_queue(struct wharf_port *port, const struct wh_message_out *message, const int *fds, uint64_t n_bytes);
-void wh_fds_close(const int *fds, size_t n);
 
 #endif

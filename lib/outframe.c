@@ -46,8 +46,7 @@ void wh_outframe_free(struct wharf_loop *loop, struct wh_outframe *frame)
 	if (!frame)
 		return;
 	if (frame->close_fds)
-		for (uint32_t i = 0; i < frame->tx.n_fds; i++)
-			close(frame->fds[i]);
+		wh_fds_close(frame->fds, frame->tx.n_fds);
 	if (loop->n_spare_frames >= SPARE_FRAMES_MAX) {
 		wh_loop_dealloc(loop, frame);
 		return;

@@ -207,6 +207,8 @@ void wh_port_receive(struct wharf_port *port, struct wh_event *event);
 void wh_port_deliver_held(struct wharf_port *port);
 void wh_port_drop_input(struct wharf_port *port);
 
+void wh_fds_close(const int *fds, size_t n); /* but for those that are -1 */
+
 /* mapping.c */
 void wh_port_on_announce(struct wharf_port *port, const struct wh_announce *a, const int *fds, uint32_t n_fds);
 void wh_port_on_retire(struct wharf_port *port, const struct wh_slot_record *r);

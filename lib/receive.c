@@ -170,9 +170,7 @@ static void deliver_any(struct wharf_port *port, const struct wh_record *r, stru
 	port->bytes_unreported += m.pub.size;
 	port->stats.rx_fds += in.n_fds;
 	call_handler(port, &m);
-	for (uint32_t i = 0; i < in.n_fds; i++)
-		if (fds[i] >= 0)
-			close(fds[i]);
+	wh_fds_close(fds, in.n_fds);
 	for (unsigned i = 0; i < r->n_items && !m.is_taken; i++)
 		if (in.runs[i].n_chunks)
 			wh_port_release_run(port, &in.runs[i]);
@@ -317,9 +315,7 @@ static void hold(struct wharf_port *port, const struct wh_record *from, struct r
 
 static void free_held(struct wharf_port *port, struct wh_held *held)
 {
-	for (uint32_t i = 0; i < held->n_fds; i++)
-		if (held->fds[i] >= 0)
-			close(held->fds[i]);
+	wh_fds_close(held->fds, held->n_fds);
 	wh_list_remove(&held->link);
 	port->n_held--;
 	free(held);

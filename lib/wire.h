@@ -173,20 +173,7 @@ static inline void *wh_encode_room(struct wh_encoder *e, uint32_t size)
 	return at;
 }
 
-/* The hot case: one whole plain message in one run. False: no room. */
-static inline bool wh_encode_run(struct wh_encoder *e, uint32_t type, const struct wh_run *run)
-{
-	struct { struct wh_message_record message; struct wh_run run; } *r = wh_encode_room(e, sizeof *r);
-	if (wh_unlikely(!r))
-		return false;
-	r->message.record = (struct wh_record){ WH_RECORD_MESSAGE, WH_RECORD_FIRST | WH_RECORD_LAST, 1, sizeof *r };
-	r->message.type = type;
-	r->message.stream = 0;
-	r->run = *run;
-	return true;
-}
-
-/* The same for one that takes it for certain (wh_encoder_takes): the caller fills the run. */
+/* The hot case: one whole plain message in one run, which fits for certain (wh_encoder_takes). The caller fills the run. */
 static inline struct wh_run *wh_encode_run_place(struct wh_encoder *e, uint32_t type)
 {
 	struct { struct wh_message_record message; struct wh_run run; } *r = (void *)(e->base + e->size);
@@ -196,6 +183,15 @@ static inline struct wh_run *wh_encode_run_place(struct wh_encoder *e, uint32_t 
 	r->message.type = type;
 	r->message.stream = 0;
 	return &r->run;
+}
+
+/* The same for one that may not fit. False: no room. */
+static inline bool wh_encode_run(struct wh_encoder *e, uint32_t type, const struct wh_run *run)
+{
+	if (wh_unlikely(!wh_encoder_takes(e, sizeof(struct wh_message_record) + sizeof(*run))))
+		return false;
+	*wh_encode_run_place(e, type) = *run;
+	return true;
 }
 
 /* What one plain message of `size` bytes takes, all inline. */

@@ -4,6 +4,7 @@
 
 #include <criterion/criterion.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <time.h>
 
 static void on_open(wharf_port *port, const struct wharf_peer *peer, void *user)
@@ -138,4 +139,32 @@ void settle_until(wharf_loop *loop, const unsigned *condition, unsigned least)
 		clock_gettime(CLOCK_MONOTONIC, &now);
 		cr_assert_lt(now.tv_sec - start.tv_sec, 5, "waited too long");
 	}
+}
+
+size_t n_counted;
+
+void *counting_alloc(size_t bytes, void *user)
+{
+	(void)user;
+	n_counted++;
+	return malloc(bytes);
+}
+
+void counting_free(void *memory, void *user)
+{
+	(void)user;
+	if (memory)
+		n_counted--;
+	free(memory);
+}
+
+struct wharf_msg *taken_first;
+
+void take_first(struct end *end, const struct wharf_msg *msg)
+{
+	(void)end;
+	if (taken_first)
+		return;
+	taken_first = wharf_msg_take(msg);
+	cr_assert_not_null(taken_first);
 }

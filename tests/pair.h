@@ -56,4 +56,13 @@ void settle(wharf_loop *loop);
 /* Steps until *condition is at least `least`; fails the test after five seconds. */
 void settle_until(wharf_loop *loop, const unsigned *condition, unsigned least);
 
+/* A loop's alloc and free that count. */
+extern size_t n_counted;
+void *counting_alloc(size_t bytes, void *user);
+void counting_free(void *memory, void *user);
+
+/* An on_message that takes the first message there is. */
+extern struct wharf_msg *taken_first;
+void take_first(struct end *end, const struct wharf_msg *msg);
+
 #endif

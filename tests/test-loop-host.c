@@ -255,23 +255,6 @@ Test(loop_host, an_on_close_that_reconnects_while_it_is_freed_is_refused, .timeo
 
 /* ---- What it allocates ---- */
 
-static size_t n_allocated;
-
-static void *counting_alloc(size_t bytes, void *user)
-{
-	(void)user;
-	n_allocated++;
-	return malloc(bytes);
-}
-
-static void counting_free(void *memory, void *user)
-{
-	(void)user;
-	if (memory)
-		n_allocated--;
-	free(memory);
-}
-
 static const struct wharf_loop_options counts = {
 	.size = sizeof(counts),
 	.alloc = counting_alloc,
@@ -283,7 +266,7 @@ Test(loop_host, a_frame_that_left_before_the_first_step_is_given_back)
 	apart_half(&q, &counts, NULL);
 	cr_assert_eq(wharf_loop_flush(q.loop_a), 0);
 	apart_free(&q);
-	cr_assert_eq(n_allocated, 0, "%zu pieces are left", n_allocated);
+	cr_assert_eq(n_counted, 0, "%zu pieces are left", n_counted);
 	close(q.fds[1]);
 }
 
@@ -303,7 +286,7 @@ Test(loop_host, a_frame_that_the_socket_has_no_room_for_is_given_back)
 	}
 	apart_free(&q);
 	cr_assert_eq(q.a.reason.unsent_messages, 1);
-	cr_assert_eq(n_allocated, 0, "%zu pieces are left", n_allocated);
+	cr_assert_eq(n_counted, 0, "%zu pieces are left", n_counted);
 }
 
 static struct wharf_msg *taken;
@@ -335,6 +318,6 @@ Test(loop_host, what_a_closed_port_says_when_its_messages_are_released_is_given_
 	wharf_msg_release(taken);
 	apart_settle(&q);
 	apart_free(&q);
-	cr_assert_eq(n_allocated, 0, "%zu pieces are left", n_allocated);
+	cr_assert_eq(n_counted, 0, "%zu pieces are left", n_counted);
 	wharf_pool_unref(pool);
 }

@@ -19,17 +19,6 @@ static struct apart q;
 
 /* ---- Taken messages ---- */
 
-static struct wharf_msg *taken;
-
-static void take_first(struct end *end, const struct wharf_msg *msg)
-{
-	(void)end;
-	if (taken)
-		return;
-	taken = wharf_msg_take(msg);
-	cr_assert_not_null(taken);
-}
-
 static size_t claim_all(wharf_pool *pool, size_t size, struct wharf_buf bufs[], size_t n_max)
 {
 	size_t n = 0;
@@ -53,7 +42,7 @@ static void expect_taken_bytes_to_stay(void (*end_receiver)(void))
 	q.b.on_message = take_first;
 	send_claimed(q.a.port, pool, 100000, 1);
 	apart_settle(&q);
-	bytes = taken->slices[0].data;
+	bytes = taken_first->slices[0].data;
 	end_receiver();
 	apart_settle(&q);
 	cr_assert_eq(q.a.n_closed, 1);
@@ -61,9 +50,9 @@ static void expect_taken_bytes_to_stay(void (*end_receiver)(void))
 
 	n = claim_all(pool, 100000, bufs, 32);
 	cr_assert_gt(n, 0);
-	for (size_t i = 0; i < taken->size; i++)
+	for (size_t i = 0; i < taken_first->size; i++)
 		cr_assert_eq(bytes[i], 1, "byte %zu was written under its reader", i);
-	wharf_msg_release(taken);
+	wharf_msg_release(taken_first);
 	apart_settle(&q);
 	cr_assert_eq(claim_all(pool, 100000, bufs + n, 32 - n), 1, "and it comes back with its release");
 	WHARF_INIT(&info);
@@ -108,10 +97,10 @@ Test(port_promises, a_taken_message_does_not_change_when_its_port_closes)
 static void take_twice(struct end *end, const struct wharf_msg *msg)
 {
 	cr_assert_not(msg->flags & WHARF_MSG_TAKEN, "it is borrowed");
-	taken = wharf_msg_take(msg);
-	cr_assert_not_null(taken);
-	cr_assert(taken->flags & WHARF_MSG_TAKEN);
-	cr_assert_eq(taken == msg, end->user != NULL, "a private copy is not copied once more");
+	taken_first = wharf_msg_take(msg);
+	cr_assert_not_null(taken_first);
+	cr_assert(taken_first->flags & WHARF_MSG_TAKEN);
+	cr_assert_eq(taken_first == msg, end->user != NULL, "a private copy is not copied once more");
 	cr_assert_null(wharf_msg_take(msg), "once");
 }
 
@@ -123,11 +112,11 @@ static void expect_taken_once(uint32_t untrusted)
 	cr_assert_eq(wharf_send_bytes(p.a.port, 1, "take", 4), 0);
 	settle(p.loop);
 	cr_assert_eq(p.b.n_messages, 1);
-	cr_assert_eq(wharf_msg_take(taken), taken, "of a taken one: another reference");
-	wharf_msg_release(taken);
-	cr_assert_eq(memcmp(taken->slices[0].data, "take", 4), 0);
+	cr_assert_eq(wharf_msg_take(taken_first), taken_first, "of a taken one: another reference");
+	wharf_msg_release(taken_first);
+	cr_assert_eq(memcmp(taken_first->slices[0].data, "take", 4), 0);
 	pair_free(&p);
-	wharf_msg_release(taken);
+	wharf_msg_release(taken_first);
 }
 
 Test(port_promises, a_message_is_taken_once)
@@ -154,7 +143,7 @@ static bool lingers_for(uint32_t untrusted, bool claimed)
 
 	apart_open(&q, NULL, NULL, WHARF_OPT(port, .untrusted = untrusted));
 	q.b.on_message = take_first;
-	taken = NULL;
+	taken_first = NULL;
 	kept = wharf_port_ref(q.b.port);
 	if (claimed)
 		send_claimed(q.a.port, wharf_port_pool(q.a.port), sizeof(bytes), 1);
@@ -166,7 +155,7 @@ static bool lingers_for(uint32_t untrusted, bool claimed)
 	cr_assert_eq(q.b.n_closed, 1);
 	cr_assert_null(wharf_port_pool(kept), "not even of a port that lingers");
 	lingers = is_open(q.fds[1]);
-	wharf_msg_release(taken);
+	wharf_msg_release(taken_first);
 	settle(q.loop_b);
 	cr_assert_not(is_open(q.fds[1]));
 	wharf_port_unref(kept);

@@ -166,17 +166,6 @@ static void expect_waiter_served(void)
 	wharf_pool_unref(waiter.pool);
 }
 
-static struct wharf_msg *taken;
-
-static void take_first(struct end *end, const struct wharf_msg *msg)
-{
-	(void)end;
-	if (taken)
-		return;
-	taken = wharf_msg_take(msg);
-	cr_assert_not_null(taken);
-}
-
 Test(port_waits, a_release_in_the_turn_of_the_end_still_wakes_the_owner)
 {
 	wharf_pool *pool = shared_pool(128 << 10);
@@ -200,7 +189,7 @@ Test(port_waits, a_release_in_the_turn_of_the_end_still_wakes_the_owner)
 	expect_waiter_served();
 	cr_assert_eq(q.a.n_messages, 2);
 	cr_assert_eq(q.a.n_closed, 1);
-	wharf_msg_release(taken);
+	wharf_msg_release(taken_first);
 	apart_settle(&q);
 	apart_free(&q);
 	wharf_pool_unref(pool);
