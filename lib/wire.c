@@ -10,14 +10,14 @@
  *   0  u32  magic      0x31464857; in the other byte order it reads as something else
  *   4  u8   version    1. Magic and version stay where they are in all versions to come. A HELLO leaves in a
  *                      frame of the lowest version that its sender speaks, or nobody could negotiate
- *   5  u8   flags      zero
+ *   5  u8   flags      1 TELL, or zero
  *   6  u16  n_records  may be 0: such a frame tells turn_ns and consumed
  *   8  u16  n_fds      descriptors that travel with the frame
  *  10  u16  zero
  *  12  u32  size       of the whole datagram
  *  16  u64  turn_ns    any
  *  24  u64  consumed   any. Told at the latest when a quarter of the peer's window_frames, or 2 MiB of payload,
- *                      or a frame with descriptors was read since
+ *                      or a frame with descriptors or TELL was read since
  *  32  records, one behind the other
  *
  * A frame is valid if and only if
@@ -41,7 +41,7 @@
  * 1 HELLO, 144
  *   8  u16  version_min          no more than version_max
  *  10  u16  version_max
- *  12  u32  features             any
+ *  12  u32  features             any; 1 HUGE: maps segments on huge pages. 2 PIECES: takes messages of any size
  *  16  u32  features_required    any
  *  20  u32  frame_bytes_max      4096 to 65536
  *  24  u32  fds_max              any, as the limits that follow: what the format cannot carry anyway is no limit
@@ -57,15 +57,21 @@
  *  80  text name[64]             0x20 to 0x7e, then at least one NUL, and NULs to the end; may be empty
  *
  * 2 MESSAGE, 3 CALL, 4 REPLY, variable
- *   1  u8   flags      1 FIRST, 2 LAST, 4 FDS, 8 END (only with LAST); no others
+ *   1  u8   flags      1 FIRST, 2 LAST, 4 FDS, 8 END, 16 DELEGATED; no others. END only with LAST: the last message of
+ *                      a stream, or of this direction of a call. DELEGATED only in CALL, and only with FIRST and FDS:
+ *                      the first descriptor is the end of a fresh pair, through which the answer comes
  *   2  u16  n_items    up to 64
  *   8  u32  type       any
- *  12  u32  stream     any; 0 is the port's own
+ *  12  u32  stream     MESSAGE: its stream; 0 is the port's own. A stream is one message in pieces: with LAST there is
+ *                      END if and only if this is not zero
+ *                      CALL: zero
+ *                      REPLY: the status; any with END, else zero
  *  16  u64  position   absent if both FIRST and LAST. With FIRST: bytes of the whole message, UINT64_MAX if nobody
  *                      knows yet, no less than this fragment has. Else: bytes in the fragments before it; position
  *                      + this fragment's bytes does not wrap
  *   .  u64  call       CALL and REPLY only; not zero
- *   .  u32  n_fds      FDS only, and FDS only with FIRST; 1 to the limit. The record has that many descriptors
+ *   .  u32  n_fds      FDS only, and FDS only with FIRST; 1 to the limit, which a delegated one does not count for,
+ *                      but 253 at the most. The record has that many descriptors
  *   .  u32  zero       with n_fds
  *   .  n_items items
  *   .  inline bytes, and zero padding
@@ -90,13 +96,16 @@
  * not checked: it would give the receiver two messages over the same read-only bytes, and two releases of one chunk
  * to the sender, who alone comes to harm and could have done the same with two frames.
  *
- * 5 CANCEL, 16
+ * 5 CANCEL, 24
  *   8  u64  call          not zero
+ *  16  u32  code          1 CALLER: the caller has given up. 2 NO_REPLY. 3 REFUSED. 4 ABORTED: by the one who answers
+ *  20  u32  app_code      any; read with REFUSED and ABORTED only
  *
- * 6 CREDIT, 24
- *   8  u32  stream        any
- *  12  u32  zero
+ * 6 CREDIT, 32
+ *   8  u64  id            not zero; of the stream, below 1 << 32, if kind is MESSAGE, else of the call
  *  16  u64  bytes         not zero
+ *  24  u32  kind          2 MESSAGE, 3 CALL or 4 REPLY: of the records that may be sent for it
+ *  28  u32  zero
  *
  * 7 ANNOUNCE, 16, two descriptors: the segment, its release map
  *   8  u16  slot          below 256; not announced, or asked for again and announced with the same geometry
@@ -116,9 +125,12 @@
  *   8  u32  type          any
  *  12  u32  stream        any
  *
- * 12 ABORT, 16
- *   8  u32  stream        any
+ * 12 ABORT, 24
+ *   8  u32  stream        not zero
  *  12  u32  app_code      any
+ *  16  u32  code          1 SENDER: who gives it up. 2 READER: who wants no more. 3 VIOLATION: of the rules, says the
+ *                         reader. 4 ROOM: the reader has none for it
+ *  20  u32  zero
  *
  * 13 BYE, 144
  *   8  u32  code          1 CLOSE, 2 ABORT, 3 REFUSED, 4 MISMATCH
@@ -159,9 +171,9 @@ FIELD(wh_hello, message_bytes_max, 40, 8); FIELD(wh_hello, streams_max, 48, 4); 
 FIELD(wh_hello, stream_credit_bytes, 56, 8); FIELD(wh_hello, window_frames, 64, 4); FIELD(wh_hello, zero, 68, 4);
 FIELD(wh_hello, reserved, 72, 8); FIELD(wh_hello, name, 80, 64);
 
-SIZE(wh_credit, 24);
-FIELD(wh_credit, record, 0, 8); FIELD(wh_credit, stream, 8, 4); FIELD(wh_credit, zero, 12, 4);
-FIELD(wh_credit, bytes, 16, 8);
+SIZE(wh_credit, 32);
+FIELD(wh_credit, record, 0, 8); FIELD(wh_credit, id, 8, 8); FIELD(wh_credit, bytes, 16, 8);
+FIELD(wh_credit, kind, 24, 4); FIELD(wh_credit, zero, 28, 4);
 
 SIZE(wh_announce, 16);
 FIELD(wh_announce, record, 0, 8); FIELD(wh_announce, slot, 8, 2); FIELD(wh_announce, chunk_shift, 10, 1);
@@ -171,11 +183,13 @@ SIZE(wh_slot_record, 16);
 FIELD(wh_slot_record, record, 0, 8); FIELD(wh_slot_record, slot, 8, 2); FIELD(wh_slot_record, acknowledged, 10, 2);
 FIELD(wh_slot_record, zero, 12, 4);
 
-SIZE(wh_cancel, 16);
-FIELD(wh_cancel, record, 0, 8); FIELD(wh_cancel, call, 8, 8);
+SIZE(wh_cancel, 24);
+FIELD(wh_cancel, record, 0, 8); FIELD(wh_cancel, call, 8, 8); FIELD(wh_cancel, code, 16, 4);
+FIELD(wh_cancel, app_code, 20, 4);
 
-SIZE(wh_abort, 16);
+SIZE(wh_abort, 24);
 FIELD(wh_abort, record, 0, 8); FIELD(wh_abort, stream, 8, 4); FIELD(wh_abort, app_code, 12, 4);
+FIELD(wh_abort, code, 16, 4); FIELD(wh_abort, zero, 20, 4);
 
 SIZE(wh_port_record, 16);
 FIELD(wh_port_record, record, 0, 8); FIELD(wh_port_record, type, 8, 4); FIELD(wh_port_record, stream, 12, 4);
@@ -191,7 +205,7 @@ enum {
 	ITEM_ALIGNMENT = 8,
 	ALIGNED_ALIGNMENT = 64,
 	RUN_CHUNKS_MAX = 64,
-	MESSAGE_FLAGS = WH_RECORD_FIRST | WH_RECORD_LAST | WH_RECORD_FDS | WH_RECORD_END,
+	MESSAGE_FLAGS = WH_RECORD_FIRST | WH_RECORD_LAST | WH_RECORD_FDS | WH_RECORD_END | WH_RECORD_DELEGATED,
 	WHOLE = WH_RECORD_FIRST | WH_RECORD_LAST,
 };
 
@@ -230,6 +244,29 @@ static inline uint32_t message_head_bytes(uint8_t kind, uint8_t flags)
 		(kind != WH_RECORD_MESSAGE ? 8u : 0u) + (flags & WH_RECORD_FDS ? 8u : 0u);
 }
 
+/* What is wrong with the flags of MESSAGE, CALL or REPLY, or with its word `stream` for them; NULL: nothing. */
+static const char *message_flags_fault(uint8_t kind, uint8_t flags, uint32_t stream)
+{
+	const bool last = flags & WH_RECORD_LAST, end = flags & WH_RECORD_END;
+	if (flags & ~MESSAGE_FLAGS)
+		return "message: unknown flags";
+	if (end && !last)
+		return "message: END before its last fragment";
+	if (flags & WH_RECORD_FDS && !(flags & WH_RECORD_FIRST))
+		return "message: descriptors behind its first fragment";
+	if (flags & WH_RECORD_DELEGATED && kind != WH_RECORD_CALL)
+		return "message: DELEGATED, but no call";
+	if (flags & WH_RECORD_DELEGATED && !(flags & WH_RECORD_FDS))
+		return "call: DELEGATED without descriptors";
+	if (kind == WH_RECORD_CALL)
+		return stream ? "call: stream not zero" : NULL;
+	if (kind == WH_RECORD_REPLY)
+		return stream && !end ? "reply: status without END" : NULL;
+	if (end && !stream)
+		return "message: END of no stream";
+	return last && stream && !end ? "message: last fragment of a stream without END" : NULL;
+}
+
 /* ---- Encode ---- */
 
 static inline uint8_t message_flags(const struct wh_message_out *m)
@@ -237,10 +274,15 @@ static inline uint8_t message_flags(const struct wh_message_out *m)
 	return (uint8_t)((m->flags & ~WH_RECORD_FDS) | (m->n_fds ? WH_RECORD_FDS : 0));
 }
 
+uint32_t wh_message_head(const struct wh_message_out *m)
+{
+	return message_head_bytes(m->kind, message_flags(m)) + m->n_pieces * (uint32_t)sizeof(struct wh_run);
+}
+
 uint64_t wh_message_size(const struct wh_message_out *m)
 {
 	uint64_t before = 0;
-	uint64_t end = message_head_bytes(m->kind, message_flags(m)) + m->n_pieces * sizeof(struct wh_run);
+	uint64_t end = wh_message_head(m);
 	for (uint32_t i = 0; i < m->n_pieces; i++) {
 		const struct wh_piece *const p = &m->pieces[i];
 		if (p->run)
@@ -283,11 +325,10 @@ bool wh_encode_message(struct wh_encoder *e, const struct wh_message_out *m)
 	const uint8_t flags = message_flags(m);
 	const uint32_t begin = e->size, head = message_head_bytes(m->kind, flags);
 
-	wh_assert(m->kind >= WH_RECORD_MESSAGE && m->kind <= WH_RECORD_REPLY && !(flags & ~MESSAGE_FLAGS));
+	wh_assert(m->kind >= WH_RECORD_MESSAGE && m->kind <= WH_RECORD_REPLY);
+	wh_assert(!message_flags_fault(m->kind, flags, m->stream));
 	wh_assert(m->n_pieces <= WH_WIRE_ITEMS_MAX && m->n_fds <= WH_WIRE_FDS_MAX);
 	wh_assert(m->kind == WH_RECORD_MESSAGE || m->call);
-	wh_assert(!(flags & WH_RECORD_END) || flags & WH_RECORD_LAST);
-	wh_assert(!m->n_fds || flags & WH_RECORD_FIRST);
 
 	const uint64_t end = message_end(m, begin, head);
 	if (wh_unlikely(end > e->capacity))
@@ -353,6 +394,7 @@ uint32_t wh_encode_end(struct wh_encoder *e, uint64_t turn_ns, uint64_t consumed
 	const struct wh_frame head = {
 		.magic = WH_WIRE_MAGIC,
 		.version = WH_WIRE_VERSION,
+		.flags = e->flags,
 		.n_records = e->n_records,
 		.n_fds = e->n_fds,
 		.size = e->size,
@@ -450,12 +492,11 @@ static bool chunk_twice(const struct wh_run *runs, const struct wh_run *last)
 
 static const char *message_fault(struct check *c, const struct wh_record *r)
 {
-	if (r->flags & ~MESSAGE_FLAGS)
-		return "message: unknown flags";
-	if (r->flags & WH_RECORD_END && !(r->flags & WH_RECORD_LAST))
-		return "message: END before its last fragment";
-	if (r->flags & WH_RECORD_FDS && !(r->flags & WH_RECORD_FIRST))
-		return "message: descriptors behind its first fragment";
+	if (r->size < sizeof(struct wh_message_record))
+		return "message: shorter than its fields";
+	const char *why = message_flags_fault(r->kind, r->flags, ((const struct wh_message_record *)r)->stream);
+	if (why)
+		return why;
 	if (r->n_items > WH_WIRE_ITEMS_MAX)
 		return "message: more than 64 items";
 	if (r->size < message_head_bytes(r->kind, r->flags) + r->n_items * sizeof(struct wh_run))
@@ -465,7 +506,8 @@ static const char *message_fault(struct check *c, const struct wh_record *r)
 	if (r->kind != WH_RECORD_MESSAGE && !m.call)
 		return "message: no call id";
 	if (r->flags & WH_RECORD_FDS) {
-		if (!m.n_fds || m.n_fds > c->limits->fds_max)
+		const uint32_t fds_max = c->limits->fds_max + (r->flags & WH_RECORD_DELEGATED ? 1 : 0);
+		if (!m.n_fds || m.n_fds > fds_max || m.n_fds > WH_WIRE_FDS_MAX)
 			return "message: number of descriptors out of range";
 		if (!skipped_zero((const unsigned char *)m.runs - 4, (const unsigned char *)m.runs))
 			return "message: padding not zero";
@@ -477,7 +519,7 @@ static const char *message_fault(struct check *c, const struct wh_record *r)
 	for (const struct wh_run *item = m.runs; item < m.runs + r->n_items; item++) {
 		bytes += item->size;
 		if (item->n_chunks) {
-			const char *const why = run_fault(item, c->limits->slots);
+			why = run_fault(item, c->limits->slots);
 			if (why)
 				return why;
 			if (chunk_twice(m.runs, item))
@@ -520,6 +562,17 @@ static const char *hello_fault(const struct check *c, const struct wh_hello *h)
 	if (h->zero || h->reserved)
 		return "hello: reserved not zero";
 	return text_valid(h->name, sizeof h->name) ? NULL : "hello: name not printable, or no zeros behind";
+}
+
+static const char *credit_fault(const struct wh_credit *credit)
+{
+	if (credit->kind < WH_RECORD_MESSAGE || credit->kind > WH_RECORD_REPLY)
+		return "credit: unknown kind";
+	if (!credit->id || (credit->kind == WH_RECORD_MESSAGE && credit->id > UINT32_MAX))
+		return "credit: id out of range";
+	if (credit->zero)
+		return "credit: padding not zero";
+	return credit->bytes ? NULL : "credit: no bytes";
 }
 
 static const char *announce_fault(const struct check *c, const struct wh_announce *a)
@@ -595,13 +648,21 @@ static const char *control_fault(struct check *c, const struct wh_record *r)
 	switch (r->kind) {
 	case WH_RECORD_HELLO:
 		return hello_fault(c, (const struct wh_hello *)r);
-	case WH_RECORD_CANCEL:
-		return ((const struct wh_cancel *)r)->call ? NULL : "cancel: no call id";
-	case WH_RECORD_CREDIT: {
-		const struct wh_credit *const credit = (const struct wh_credit *)r;
-		if (credit->zero)
-			return "credit: padding not zero";
-		return credit->bytes ? NULL : "credit: no bytes";
+	case WH_RECORD_CANCEL: {
+		const struct wh_cancel *const cancel = (const struct wh_cancel *)r;
+		if (cancel->code < WH_CANCEL_CALLER || cancel->code > WH_CANCEL_ABORTED)
+			return "cancel: unknown code";
+		return cancel->call ? NULL : "cancel: no call id";
+	}
+	case WH_RECORD_CREDIT:
+		return credit_fault((const struct wh_credit *)r);
+	case WH_RECORD_ABORT: {
+		const struct wh_abort *const abort = (const struct wh_abort *)r;
+		if (abort->code < WH_ABORT_SENDER || abort->code > WH_ABORT_ROOM)
+			return "abort: unknown code";
+		if (abort->zero)
+			return "abort: padding not zero";
+		return abort->stream ? NULL : "abort: of no stream";
 	}
 	case WH_RECORD_ANNOUNCE:
 		return announce_fault(c, (const struct wh_announce *)r);
@@ -614,7 +675,7 @@ static const char *control_fault(struct check *c, const struct wh_record *r)
 			return "bye: unknown code";
 		return text_valid(bye->text, sizeof bye->text) ? NULL : "bye: text not printable, or no zeros behind";
 	}
-	default: /* WAKE, PORT, ABORT: nothing in them can be wrong */
+	default: /* WAKE, PORT: nothing in them can be wrong */
 		return NULL;
 	}
 }
@@ -639,7 +700,7 @@ static const char *header_fault(const struct wh_frame *f, size_t size, uint32_t 
 		return "frame: larger than we take";
 	if (f->size != size)
 		return "frame: size not the datagram's";
-	if (f->flags)
+	if (f->flags & ~WH_FRAME_TELL)
 		return "frame: unknown flags";
 	if (f->zero)
 		return "frame: padding not zero";
@@ -654,7 +715,7 @@ static const char *header_fault(const struct wh_frame *f, size_t size, uint32_t 
 	return NULL;
 }
 
-/* One whole message of the kind MESSAGE with one item. In a busy frame nearly every record is such a one. */
+/* One whole message of the port's own with one item. In a busy frame nearly every record is such a one. */
 struct hot {
 	struct wh_message_record message;
 	struct wh_run item;
@@ -668,7 +729,7 @@ static inline bool inline_valid(const struct hot *h, size_t left)
 	const unsigned char *const bytes = (const unsigned char *)(h + 1);
 	const uint32_t size = h->message.record.size;
 	return !memcmp(h, &hot_run, offsetof(struct wh_record, size)) &&
-		!memcmp(&h->item, &hot_inline, offsetof(struct wh_run, size)) && size <= left &&
+		!memcmp(&h->item, &hot_inline, offsetof(struct wh_run, size)) && !h->message.stream && size <= left &&
 		sizeof *h + round_up(h->item.size, ITEM_ALIGNMENT) == size &&
 		skipped_zero(bytes + h->item.size, bytes + size - sizeof *h);
 }
@@ -682,7 +743,8 @@ static const char *records_fault(const struct wh_frame *f, const struct wh_decod
 	for (uint32_t records = f->n_records; records; records--) {
 		const struct hot *const h = (const struct hot *)at;
 		const size_t left = (size_t)(end - at);
-		if (wh_likely(left >= sizeof *h && !memcmp(h, &hot_run, sizeof hot_run) && h->item.n_chunks)) {
+		if (wh_likely(left >= sizeof *h && !memcmp(h, &hot_run, sizeof hot_run) && !h->message.stream &&
+				h->item.n_chunks)) {
 			const char *const why = run_fault(&h->item, slots);
 			if (wh_unlikely(why))
 				return why;

@@ -44,8 +44,12 @@ enum { /* wh_record.flags of MESSAGE, CALL, REPLY */
 	WH_RECORD_FIRST = 1u << 0,  /* first fragment */
 	WH_RECORD_LAST = 1u << 1,   /* last fragment; whole messages carry both */
 	WH_RECORD_FDS = 1u << 2,    /* the word n_fds is there */
-	WH_RECORD_END = 1u << 3,    /* the stream or call ends with this message */
+	WH_RECORD_END = 1u << 3,    /* the stream, or this direction of the call, ends with this message */
+	WH_RECORD_DELEGATED = 1u << 4, /* CALL: its first descriptor is an end of a fresh pair, for the answer */
 };
+
+/* wh_frame.flags: its reader reports `consumed` in time, as after descriptors */
+enum { WH_FRAME_TELL = 1u << 0 };
 
 /* inline bytes that lie at a multiple of 64 of the frame: the plain path of a claimed buffer */
 enum { WH_RUN_ALIGNED = 1u << 0 };
@@ -53,7 +57,7 @@ enum { WH_RUN_ALIGNED = 1u << 0 };
 struct wh_frame {
 	uint32_t magic;
 	uint8_t version;
-	uint8_t flags;              /* 0 */
+	uint8_t flags;              /* WH_FRAME_TELL */
 	uint16_t n_records;
 	uint16_t n_fds;
 	uint16_t zero;
@@ -93,10 +97,13 @@ static inline uint64_t wh_run_mask(const struct wh_run *run)
 struct wh_message_record {
 	struct wh_record record;
 	uint32_t type;
-	uint32_t stream;
+	uint32_t stream;            /* MESSAGE: 0 is the port's own; CALL: 0; REPLY: the status, 0 without END */
 };
 
-enum { WH_FEATURE_HUGE = 1u << 0 }; /* wh_hello.features: maps segments on huge pages */
+enum { /* wh_hello.features */
+	WH_FEATURE_HUGE = 1u << 0,  /* maps segments on huge pages */
+	WH_FEATURE_PIECES = 1u << 1, /* takes messages of any size, in pieces */
+};
 
 struct wh_hello {
 	struct wh_record record;
@@ -118,14 +125,45 @@ struct wh_hello {
 	char name[WH_WIRE_NAME_BYTES]; /* printable ASCII, NUL-terminated, zeros behind */
 };
 
-struct wh_credit { struct wh_record record; uint32_t stream; uint32_t zero; uint64_t bytes; };
+struct wh_credit {
+	struct wh_record record;
+	uint64_t id;                /* of a stream or of a call */
+	uint64_t bytes;             /* may be sent beyond what could be */
+	uint32_t kind;              /* of the records that may be sent for it: MESSAGE, CALL or REPLY */
+	uint32_t zero;
+};
 struct wh_announce { struct wh_record record; uint16_t slot; uint8_t chunk_shift; uint8_t flags; uint32_t n_chunks; };
 enum { WH_ANNOUNCE_HUGE = 1u << 0 };
 /* ANNOUNCE_REQUEST, RETIRE */
 struct wh_slot_record { struct wh_record record; uint16_t slot; uint16_t acknowledged; uint32_t zero; };
-struct wh_cancel { struct wh_record record; uint64_t call; };
-struct wh_abort { struct wh_record record; uint32_t stream; uint32_t app_code; };
 struct wh_port_record { struct wh_record record; uint32_t type; uint32_t stream; };
+
+enum wh_cancel_code {
+	WH_CANCEL_CALLER = 1,       /* the caller has given up */
+	WH_CANCEL_NO_REPLY,
+	WH_CANCEL_REFUSED,
+	WH_CANCEL_ABORTED,          /* by the one who answers */
+};
+struct wh_cancel {
+	struct wh_record record;
+	uint64_t call;
+	uint32_t code;              /* enum wh_cancel_code */
+	uint32_t app_code;          /* with REFUSED and ABORTED */
+};
+
+enum wh_abort_code {
+	WH_ABORT_SENDER = 1,        /* its sender gives it up */
+	WH_ABORT_READER,            /* its reader wants no more */
+	WH_ABORT_VIOLATION,         /* its reader says that it broke the rules */
+	WH_ABORT_ROOM,              /* its reader has no room for it */
+};
+struct wh_abort {
+	struct wh_record record;
+	uint32_t stream;
+	uint32_t app_code;
+	uint32_t code;              /* enum wh_abort_code */
+	uint32_t zero;
+};
 
 enum wh_bye_code { WH_BYE_CLOSE = 1, WH_BYE_ABORT, WH_BYE_REFUSED, WH_BYE_MISMATCH };
 struct wh_bye {
@@ -144,6 +182,7 @@ struct wh_encoder {
 	uint32_t capacity;
 	uint16_t n_records;
 	uint16_t n_fds;             /* of its last record: it ends the frame */
+	uint8_t flags;              /* of the frame: for whoever encodes to set, until wh_encode_end */
 };
 
 static inline void wh_encode_begin(struct wh_encoder *e, void *memory, uint32_t capacity)
@@ -231,11 +270,11 @@ struct wh_piece {
 
 struct wh_message_out {
 	uint8_t kind;               /* MESSAGE, CALL or REPLY */
-	uint8_t flags;              /* WH_RECORD_FIRST ... ; WH_RECORD_FDS is set from n_fds */
+	uint8_t flags;              /* WH_RECORD_FIRST ... DELEGATED; WH_RECORD_FDS is set from n_fds */
 	uint16_t n_pieces;
 	uint16_t n_fds;
 	uint32_t type;
-	uint32_t stream;
+	uint32_t stream;            /* REPLY: the status */
 	/* total length in the first of several fragments, this fragment's offset in the others */
 	uint64_t position;
 	uint64_t call;
@@ -247,6 +286,8 @@ struct wh_message_out {
  * is no larger than the capacity less the frame's header always fits an empty frame; call the rest too large.
  */
 uint64_t wh_message_size(const struct wh_message_out *message);
+/* Of that, what comes before the first item's bytes: the fixed part and the items. */
+uint32_t wh_message_head(const struct wh_message_out *message);
 /*
  * False: no room in this frame (nothing was written). The message must obey the rules of wire.c: asserted, not checked.
  */
@@ -276,7 +317,7 @@ struct wh_geometry {
 struct wh_decode_limits {
 	const struct wh_geometry *slots; /* WH_WIRE_SLOTS_MAX of them */
 	uint32_t frame_bytes_max;   /* as told to the peer */
-	uint32_t fds_max;           /* application fds per message, up to WH_WIRE_FDS_MAX */
+	uint32_t fds_max;           /* application fds per message, up to WH_WIRE_FDS_MAX; DELEGATED: one more */
 	uint64_t message_bytes_max; /* of one that is not in fragments */
 	/* the peer has: no second HELLO, and before it nothing but HELLO or BYE, alone in its frame */
 	bool said_hello;

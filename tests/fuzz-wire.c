@@ -75,7 +75,12 @@ static void verify_message(const struct wh_record *r, const struct wh_frame *f)
 	REQUIRE(r->n_items <= WH_WIRE_ITEMS_MAX);
 	REQUIRE((const unsigned char *)(in.runs + r->n_items) <= begin + r->size);
 	REQUIRE(r->kind == WH_RECORD_MESSAGE || in.call);
-	REQUIRE(in.n_fds <= FDS_MAX && in.n_fds == (r->flags & WH_RECORD_FDS ? f->n_fds : 0));
+	const bool end = r->flags & WH_RECORD_END, delegated = r->flags & WH_RECORD_DELEGATED;
+	REQUIRE(!end || r->flags & WH_RECORD_LAST);
+	REQUIRE(r->kind != WH_RECORD_MESSAGE || end == (in.record->stream && r->flags & WH_RECORD_LAST));
+	REQUIRE(r->kind == WH_RECORD_MESSAGE || !in.record->stream || (r->kind == WH_RECORD_REPLY && end));
+	REQUIRE(!delegated || (r->kind == WH_RECORD_CALL && r->flags & WH_RECORD_FIRST && in.n_fds));
+	REQUIRE(in.n_fds <= FDS_MAX + (delegated ? 1u : 0u) && in.n_fds == (r->flags & WH_RECORD_FDS ? f->n_fds : 0));
 	uint64_t bytes = 0;
 	uint64_t inline_end = (uint64_t)((const unsigned char *)(in.runs + r->n_items) - begin);
 	for (uint32_t i = 0; i < r->n_items; i++) {
@@ -137,6 +142,22 @@ static uint32_t verify_record(const struct wh_record *r, const struct wh_frame *
 		REQUIRE(r->kind != WH_RECORD_RETIRE || s->acknowledged || slots[s->slot].n_chunks);
 		return 0;
 	}
+	case WH_RECORD_CANCEL: {
+		const struct wh_cancel *c = (const struct wh_cancel *)r;
+		REQUIRE(r->size == sizeof *c && c->call && c->code - 1 < 4);
+		return 0;
+	}
+	case WH_RECORD_CREDIT: {
+		const struct wh_credit *c = (const struct wh_credit *)r;
+		REQUIRE(r->size == sizeof *c && c->id && c->bytes && c->kind - 2 < 3);
+		REQUIRE(c->kind != 2 || (uint32_t)c->id == c->id);
+		return 0;
+	}
+	case WH_RECORD_ABORT: {
+		const struct wh_abort *a = (const struct wh_abort *)r;
+		REQUIRE(r->size == sizeof *a && a->stream && a->code - 1 < 4 && !a->zero);
+		return 0;
+	}
 	case WH_RECORD_PORT:
 		return 1;
 	default:
@@ -176,6 +197,7 @@ static void verify_frame(const struct wh_frame *f, size_t size, const struct arr
 			return;
 	}
 	REQUIRE((const unsigned char *)r == end && n_records == f->n_records);
+	REQUIRE(f->flags <= 1);
 	REQUIRE(n_fds == f->n_fds && (how->fds_lost ? how->n_fds <= n_fds : how->n_fds == n_fds));
 	verify_retired(f);
 }
@@ -279,13 +301,19 @@ static void put_message(struct wh_encoder *e, bool with_fds)
 		.flags = flags[below(2) ? 0 : below(sizeof flags)],
 		.n_pieces = (uint16_t)(below(2) ? 1 : below(9)),
 		.type = (uint32_t)random_next(),
-		.stream = below(5),
 		.position = MESSAGE_BYTES_MAX + (random_next() >> 1),
 		.call = 1 + below(1000),
 		.pieces = pieces,
 	};
-	if (with_fds && out.flags & WH_RECORD_FIRST)
-		out.n_fds = (uint16_t)(1 + below(FDS_MAX));
+	if (out.kind == WH_RECORD_MESSAGE && !(out.flags & WH_RECORD_LAST))
+		out.stream = below(5);
+	else if (out.kind != WH_RECORD_CALL && out.flags & WH_RECORD_END)
+		out.stream = 1 + below(5);
+	if (with_fds && out.flags & WH_RECORD_FIRST) {
+		if (out.kind == WH_RECORD_CALL && below(2))
+			out.flags |= WH_RECORD_DELEGATED;
+		out.n_fds = (uint16_t)(1 + below(FDS_MAX + (out.flags & WH_RECORD_DELEGATED ? 1u : 0u)));
+	}
 	for (uint32_t i = 0; i < out.n_pieces; i++) {
 		runs[i] = random_run(i);
 		pieces[i] = below(2) ? (struct wh_piece){ .run = &runs[i] } :
@@ -301,10 +329,11 @@ static void put_control(struct wh_encoder *e, uint32_t which, uint32_t i)
 	struct wh_bye bye = { .code = WH_BYE_CLOSE + below(4), .text = "bye" };
 	switch (which) {
 	case 0:
-		wh_encode_control(e, WH_RECORD_CANCEL, &(struct wh_cancel){ .call = 1 }, 0);
+		wh_encode_control(e, WH_RECORD_CANCEL, &(struct wh_cancel){ .call = 1, .code = 1 + below(4) }, 0);
 		break;
 	case 1:
-		wh_encode_control(e, WH_RECORD_CREDIT, &(struct wh_credit){ .stream = 1, .bytes = 1 + below(100) }, 0);
+		wh_encode_control(e, WH_RECORD_CREDIT,
+			&(struct wh_credit){ .id = 1, .bytes = 1 + below(100), .kind = 2 + below(3) }, 0);
 		break;
 	case 2:
 		wh_encode_control(e, WH_RECORD_RETIRE,
@@ -317,7 +346,8 @@ static void put_control(struct wh_encoder *e, uint32_t which, uint32_t i)
 		wh_encode_control(e, WH_RECORD_WAKE, &(struct wh_record){ 0 }, 0);
 		break;
 	case 5:
-		wh_encode_control(e, WH_RECORD_ABORT, &(struct wh_abort){ .stream = 1, .app_code = 2 }, 0);
+		wh_encode_control(e, WH_RECORD_ABORT,
+			&(struct wh_abort){ .stream = 1, .app_code = 2, .code = 1 + below(4) }, 0);
 		break;
 	case 6:
 		wh_encode_control(e, WH_RECORD_BYE, &bye, 0);
@@ -336,6 +366,7 @@ static uint32_t make_frame(void *memory, uint32_t capacity, struct arrival *ret_
 {
 	struct wh_encoder e;
 	wh_encode_begin(&e, memory, capacity);
+	e.flags = below(4) ? 0 : WH_FRAME_TELL;
 	const bool said_hello = below(16) != 0;
 	if (!said_hello && below(2)) {
 		put_control(&e, 6, 0);

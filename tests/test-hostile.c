@@ -285,9 +285,9 @@ Test(hostile, records_of_features_that_nobody_agreed_on)
 		expect_violation();
 	}
 	for (unsigned kind = 0; kind < 5; kind++) {
-		struct wh_cancel cancel = { .call = 1 };
-		struct wh_credit credit = { .bytes = 1 };
-		struct wh_abort abort = { .stream = 1 };
+		struct wh_cancel cancel = { .call = 1, .code = WH_CANCEL_CALLER };
+		struct wh_credit credit = { .id = 1, .bytes = 1, .kind = WH_RECORD_MESSAGE };
+		struct wh_abort abort = { .stream = 1, .code = WH_ABORT_SENDER };
 		struct wh_slot_record request = { .slot = 1 };
 		struct wh_port_record port = { .type = 1 };
 		static const enum wh_record_kind control[] = { WH_RECORD_CANCEL, WH_RECORD_CREDIT, WH_RECORD_ABORT,
@@ -308,8 +308,8 @@ Test(hostile, fragments_and_streams_are_not_delivered_as_messages)
 		{ WH_RECORD_FIRST, 0, UINT64_MAX },
 		{ WH_RECORD_LAST, 0, 1000 },
 		{ 0, 0, 1000 },
-		{ WH_RECORD_FIRST | WH_RECORD_LAST, 9, 0 },
-		{ WH_RECORD_FIRST | WH_RECORD_LAST | WH_RECORD_END, 0, 0 },
+		{ WH_RECORD_FIRST, 9, UINT64_MAX },
+		{ WH_RECORD_FIRST | WH_RECORD_LAST | WH_RECORD_END, 9, 0 },
 	};
 
 	for (size_t i = 0; i < sizeof(odd) / sizeof(*odd); i++) {

@@ -17,8 +17,9 @@
 #define ZEROS_8 0, 0, 0, 0, 0, 0, 0, 0
 
 /* Header of a frame, and of a record: the numbers as they stand in the specification, not the names of wire.h. */
-#define FRAME(n_records, n_fds, size) \
-	U32(0x31464857u), 1, 0, U16(n_records), U16(n_fds), U16(0), U32(size), \
+#define FRAME(n_records, n_fds, size) FLAGGED_FRAME(0, n_records, n_fds, size)
+#define FLAGGED_FRAME(flags, n_records, n_fds, size) \
+	U32(0x31464857u), 1, flags, U16(n_records), U16(n_fds), U16(0), U32(size), \
 	U64(0x1122334455667788u), U64(0x99aabbccddeeffu)
 #define RECORD(kind, flags, n_items, size) kind, flags, U16(n_items), U32(size)
 
@@ -69,6 +70,12 @@ TestSuite(wire_golden, .init = setup, .fini = teardown);
 Test(wire_golden, frame_without_records)
 {
 	IS_GOLDEN(true, FRAME(0, 0, 32));
+}
+
+Test(wire_golden, frame_that_asks_to_be_told)
+{
+	encoder.flags = WH_FRAME_TELL;
+	IS_GOLDEN(true, FLAGGED_FRAME(1, 0, 0, 32));
 }
 
 Test(wire_golden, hello)
@@ -137,13 +144,13 @@ Test(wire_golden, fragments)
 	struct wh_message_out out = { .kind = WH_RECORD_MESSAGE, .flags = WH_RECORD_FIRST, .n_pieces = 1, .type = 1,
 		.stream = 2, .position = 0x123456789a, .pieces = &piece };
 	cr_assert(wh_encode_message(&encoder, &out));
-	out.flags = WH_RECORD_LAST;
+	out.flags = WH_RECORD_LAST | WH_RECORD_END;
 	out.position = 0x1234565555;
 	out.n_pieces = 0;
 	cr_assert(wh_encode_message(&encoder, &out));
 	IS_GOLDEN(true, FRAME(2, 0, 96), RECORD(2, 1, 1, 40), U32(1), U32(2), U64(0x123456789au),
 		U16(3), 3, 0, U32(68), U32(0x10), U32(0x2345),
-		RECORD(2, 2, 0, 24), U32(1), U32(2), U64(0x1234565555u));
+		RECORD(2, 2 | 8, 0, 24), U32(1), U32(2), U64(0x1234565555u));
 }
 
 Test(wire_golden, call)
@@ -154,23 +161,38 @@ Test(wire_golden, call)
 		U64(0x0102030405060708u));
 }
 
+/* The receiver's limit is two. */
+Test(wire_golden, call_that_is_delegated_with_two_more_descriptors)
+{
+	cr_assert(wh_encode_message(&encoder, &(struct wh_message_out){ .kind = WH_RECORD_CALL,
+		.flags = WH_RECORD_FIRST | WH_RECORD_LAST | WH_RECORD_END | WH_RECORD_DELEGATED, .n_fds = 3,
+		.type = 5, .call = 0x0102030405060708 }));
+	IS_GOLDEN(true, FRAME(1, 3, 64), RECORD(3, 1 | 2 | 4 | 8 | 16, 0, 32), U32(5), U32(0),
+		U64(0x0102030405060708u), U32(3), U32(0));
+}
+
 Test(wire_golden, reply)
 {
 	cr_assert(wh_encode_message(&encoder, &(struct wh_message_out){ .kind = WH_RECORD_REPLY,
-		.flags = WH_RECORD_FIRST | WH_RECORD_LAST | WH_RECORD_END, .type = 6, .call = 0x0102030405060708 }));
-	IS_GOLDEN(true, FRAME(1, 0, 56), RECORD(4, 1 | 2 | 8, 0, 24), U32(6), U32(0), U64(0x0102030405060708u));
+		.flags = WH_RECORD_FIRST | WH_RECORD_LAST | WH_RECORD_END, .type = 6, .stream = 0xcafef00d,
+		.call = 0x0102030405060708 }));
+	IS_GOLDEN(true, FRAME(1, 0, 56), RECORD(4, 1 | 2 | 8, 0, 24), U32(6), U32(0xcafef00du),
+		U64(0x0102030405060708u));
 }
 
 Test(wire_golden, cancel)
 {
-	put_control(WH_RECORD_CANCEL, &(struct wh_cancel){ .call = 0x0102030405060708 }, 0);
-	IS_GOLDEN(true, FRAME(1, 0, 48), RECORD(5, 0, 0, 16), U64(0x0102030405060708u));
+	put_control(WH_RECORD_CANCEL, &(struct wh_cancel){ .call = 0x0102030405060708, .code = WH_CANCEL_ABORTED,
+		.app_code = 0xcafef00d }, 0);
+	IS_GOLDEN(true, FRAME(1, 0, 56), RECORD(5, 0, 0, 24), U64(0x0102030405060708u), U32(4), U32(0xcafef00du));
 }
 
 Test(wire_golden, credit)
 {
-	put_control(WH_RECORD_CREDIT, &(struct wh_credit){ .stream = 4, .bytes = 0x100000002 }, 0);
-	IS_GOLDEN(true, FRAME(1, 0, 56), RECORD(6, 0, 0, 24), U32(4), U32(0), U64(0x100000002u));
+	put_control(WH_RECORD_CREDIT, &(struct wh_credit){ .id = 0x0102030405060708, .bytes = 0x100000002,
+		.kind = WH_RECORD_REPLY }, 0);
+	IS_GOLDEN(true, FRAME(1, 0, 64), RECORD(6, 0, 0, 32), U64(0x0102030405060708u), U64(0x100000002u),
+		U32(4), U32(0));
 }
 
 Test(wire_golden, announce)
@@ -208,8 +230,9 @@ Test(wire_golden, port)
 
 Test(wire_golden, abort)
 {
-	put_control(WH_RECORD_ABORT, &(struct wh_abort){ .stream = 8, .app_code = 0xcafef00d }, 0);
-	IS_GOLDEN(true, FRAME(1, 0, 48), RECORD(12, 0, 0, 16), U32(8), U32(0xcafef00du));
+	put_control(WH_RECORD_ABORT, &(struct wh_abort){ .stream = 8, .app_code = 0xcafef00d,
+		.code = WH_ABORT_ROOM }, 0);
+	IS_GOLDEN(true, FRAME(1, 0, 56), RECORD(12, 0, 0, 24), U32(8), U32(0xcafef00du), U32(4), U32(0));
 }
 
 Test(wire_golden, bye)

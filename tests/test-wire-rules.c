@@ -121,7 +121,9 @@ Test(wire_rules, frame_header)
 	VALID(); /* no records at all */
 	add_control(WH_RECORD_WAKE, sizeof(struct wh_record));
 	BREAKS(frame->magic, __builtin_bswap32(WH_WIRE_MAGIC), "frame: wrong magic");
-	BREAKS(frame->flags, 1, "frame: unknown flags");
+	ALLOWS(frame->flags, WH_FRAME_TELL);
+	BREAKS(frame->flags, 2, "frame: unknown flags");
+	BREAKS(frame->flags, 0x80 | WH_FRAME_TELL, "frame: unknown flags");
 	BREAKS(frame->zero, 1, "frame: padding not zero");
 	ALLOWS(frame->turn_ns, UINT64_MAX);
 	ALLOWS(frame->consumed, UINT64_MAX);
@@ -309,15 +311,53 @@ Test(wire_rules, bye)
 	text_rules(bye->text, sizeof bye->text, "bye: text not printable, or no zeros behind");
 }
 
-Test(wire_rules, cancel_and_credit)
+Test(wire_rules, cancel)
 {
 	struct wh_cancel *cancel = add_control(WH_RECORD_CANCEL, sizeof *cancel);
 	cancel->call = 1;
-	struct wh_credit *credit = add_control(WH_RECORD_CREDIT, sizeof *credit);
-	credit->bytes = 1;
+	cancel->code = WH_CANCEL_CALLER;
+	ALLOWS(cancel->call, UINT64_MAX);
 	BREAKS(cancel->call, 0, "cancel: no call id");
+	ALLOWS(cancel->code, WH_CANCEL_ABORTED);
+	BREAKS(cancel->code, 0, "cancel: unknown code");
+	BREAKS(cancel->code, WH_CANCEL_ABORTED + 1, "cancel: unknown code");
+	ALLOWS(cancel->app_code, UINT32_MAX);
+	BREAKS(cancel->record.size, 16, "record: size not of its kind");
+}
+
+Test(wire_rules, credit)
+{
+	struct wh_credit *credit = add_control(WH_RECORD_CREDIT, sizeof *credit);
+	*credit = (struct wh_credit){ .record = credit->record, .id = 1, .bytes = 1, .kind = WH_RECORD_CALL };
+	ALLOWS(credit->id, UINT64_MAX);
+	BREAKS(credit->id, 0, "credit: id out of range");
+	ALLOWS(credit->bytes, UINT64_MAX);
 	BREAKS(credit->bytes, 0, "credit: no bytes");
+	ALLOWS(credit->kind, WH_RECORD_MESSAGE);
+	ALLOWS(credit->kind, WH_RECORD_REPLY);
+	BREAKS(credit->kind, WH_RECORD_HELLO, "credit: unknown kind");
+	BREAKS(credit->kind, WH_RECORD_CANCEL, "credit: unknown kind");
 	BREAKS(credit->zero, 1, "credit: padding not zero");
+	BREAKS(credit->record.size, 24, "record: size not of its kind");
+	credit->kind = WH_RECORD_MESSAGE;
+	ALLOWS(credit->id, UINT32_MAX);
+	BREAKS(credit->id, UINT32_MAX + 1ull, "credit: id out of range");
+	BREAKS(credit->id, 0, "credit: id out of range");
+}
+
+Test(wire_rules, abort)
+{
+	struct wh_abort *abort = add_control(WH_RECORD_ABORT, sizeof *abort);
+	abort->stream = 1;
+	abort->code = WH_ABORT_SENDER;
+	ALLOWS(abort->stream, UINT32_MAX);
+	BREAKS(abort->stream, 0, "abort: of no stream");
+	ALLOWS(abort->app_code, UINT32_MAX);
+	ALLOWS(abort->code, WH_ABORT_ROOM);
+	BREAKS(abort->code, 0, "abort: unknown code");
+	BREAKS(abort->code, WH_ABORT_ROOM + 1, "abort: unknown code");
+	BREAKS(abort->zero, 1, "abort: padding not zero");
+	BREAKS(abort->record.size, 16, "record: size not of its kind");
 }
 
 Test(wire_rules, announce)
@@ -420,8 +460,8 @@ Test(wire_rules, message_head)
 	struct wh_message_record *m = add(WH_RECORD_MESSAGE, WHOLE, 1, FIXED + 16);
 	*items(m, FIXED) = (struct wh_run){ .slot = 5, .n_chunks = 1, .size = 1 };
 	add_control(WH_RECORD_WAKE, 8);
-	BREAKS(m->record.flags, WHOLE | 0x10, "message: unknown flags");
-	ALLOWS(m->record.flags, WHOLE | WH_RECORD_END);
+	BREAKS(m->record.flags, WHOLE | 0x20, "message: unknown flags");
+	BREAKS(m->record.flags, WHOLE | 0x80, "message: unknown flags");
 	BREAKS(m->record.n_items, 65, "message: more than 64 items");
 	BREAKS(m->record.n_items, 2, "message: shorter than its fields");
 	BREAKS(m->record.n_items, 0, "message: longer than its items");
@@ -431,7 +471,6 @@ Test(wire_rules, message_head)
 	BREAKS(m->record.size, FIXED + 20, "record: size not a multiple of 8");
 	BREAKS(m->record.size, FIXED + 32, "record: larger than the rest of its frame");
 	ALLOWS(m->type, UINT32_MAX);
-	ALLOWS(m->stream, UINT32_MAX);
 }
 
 Test(wire_rules, message_of_nothing)
@@ -441,13 +480,64 @@ Test(wire_rules, message_of_nothing)
 	BREAKS(m->record.n_items, 1, "message: shorter than its fields");
 }
 
-Test(wire_rules, message_end_with_last_only)
+/* What is behind it is another's. */
+Test(wire_rules, message_without_a_stream)
+{
+	add(WH_RECORD_MESSAGE, WHOLE, 0, sizeof(struct wh_record));
+	INVALID("message: shorter than its fields");
+	add_control(WH_RECORD_WAKE, 8);
+	INVALID("message: shorter than its fields");
+}
+
+Test(wire_rules, end_with_last_only)
+{
+	for (uint8_t kind = WH_RECORD_MESSAGE; kind <= WH_RECORD_REPLY; kind++) {
+		const bool message = kind == WH_RECORD_MESSAGE;
+		struct wh_message_record *m = add(kind, WH_RECORD_FIRST, 0, FIXED + (message ? 8 : 16));
+		if (!message)
+			*word(m, FIXED + 8) = 1;
+		BREAKS(m->record.flags, WH_RECORD_FIRST | WH_RECORD_END, "message: END before its last fragment");
+		BREAKS(m->record.flags, WH_RECORD_END, "message: END before its last fragment");
+		ALLOWS(m->record.flags, 0); /* one in the middle */
+		ALLOWS(m->record.flags, WH_RECORD_LAST);
+		m->stream = message;
+		ALLOWS(m->record.flags, WH_RECORD_LAST | WH_RECORD_END);
+		m->stream = 0;
+	}
+}
+
+Test(wire_rules, message_of_a_stream_ends_it)
 {
 	struct wh_message_record *m = add(WH_RECORD_MESSAGE, WH_RECORD_FIRST, 0, FIXED + 8);
-	BREAKS(m->record.flags, WH_RECORD_FIRST | WH_RECORD_END, "message: END before its last fragment");
-	BREAKS(m->record.flags, WH_RECORD_END, "message: END before its last fragment");
-	ALLOWS(m->record.flags, WH_RECORD_LAST | WH_RECORD_END);
-	ALLOWS(m->record.flags, 0); /* one in the middle */
+	ALLOWS(m->stream, UINT32_MAX);
+	m->record.flags = 0;
+	ALLOWS(m->stream, UINT32_MAX);
+	m->record.flags = WH_RECORD_LAST;
+	BREAKS(m->stream, 1, "message: last fragment of a stream without END");
+	BREAKS(m->record.flags, WH_RECORD_LAST | WH_RECORD_END, "message: END of no stream");
+	m->record.flags = WH_RECORD_LAST | WH_RECORD_END;
+	m->stream = UINT32_MAX;
+	BREAKS(m->stream, 0, "message: END of no stream");
+	BREAKS(m->record.flags, WH_RECORD_LAST, "message: last fragment of a stream without END");
+}
+
+/* Those that nearly every message looks like, too. */
+Test(wire_rules, whole_message_of_a_stream_ends_it)
+{
+	struct wh_message_record *m = add(WH_RECORD_MESSAGE, WHOLE, 1, FIXED + 16);
+	struct wh_run *item = items(m, FIXED);
+	for (uint8_t n_chunks = 0; n_chunks < 2; n_chunks++) {
+		*item = n_chunks ? (struct wh_run){ .slot = 5, .n_chunks = 1, .size = 1 } :
+			(struct wh_run){ .first = FIXED + 16 };
+		BREAKS(m->stream, 1, "message: last fragment of a stream without END");
+		BREAKS(m->stream, 1u << 31, "message: last fragment of a stream without END");
+		BREAKS(m->record.flags, WHOLE | WH_RECORD_END, "message: END of no stream");
+		m->record.flags = WHOLE | WH_RECORD_END;
+		m->stream = UINT32_MAX;
+		BREAKS(m->record.flags, WHOLE, "message: last fragment of a stream without END");
+		m->record.flags = WHOLE;
+		m->stream = 0;
+	}
 }
 
 Test(wire_rules, message_descriptors)
@@ -468,6 +558,55 @@ Test(wire_rules, message_descriptors)
 	INVALID("message: descriptors behind its first fragment");
 	m->record.flags = WH_RECORD_FIRST | WH_RECORD_FDS;
 	INVALID("message: shorter than its fields");
+}
+
+/* A call with descriptors, 3 of them the application's. */
+Test(wire_rules, call_delegated)
+{
+	struct wh_message_record *m = add(WH_RECORD_CALL, WHOLE | WH_RECORD_FDS, 0, FIXED + 16);
+	uint32_t *n_fds = (uint32_t *)(void *)word(m, FIXED + 8);
+	*word(m, FIXED) = 1;
+	came_fds = *n_fds = frame->n_fds = 3;
+	ALLOWS(m->record.flags, WHOLE | WH_RECORD_FDS | WH_RECORD_DELEGATED);
+	came_fds = *n_fds = frame->n_fds = 4;
+	INVALID("message: number of descriptors out of range");
+	m->record.flags |= WH_RECORD_DELEGATED;
+	ALLOWS(m->record.flags, m->record.flags | WH_RECORD_END);
+	BREAKS(limits.fds_max, 2, "message: number of descriptors out of range");
+	BREAKS(m->record.kind, WH_RECORD_MESSAGE, "message: DELEGATED, but no call");
+	BREAKS(m->record.kind, WH_RECORD_REPLY, "message: DELEGATED, but no call");
+	BREAKS(m->record.flags, WHOLE | WH_RECORD_DELEGATED, "call: DELEGATED without descriptors");
+	BREAKS(m->record.flags, WH_RECORD_LAST | WH_RECORD_FDS | WH_RECORD_DELEGATED,
+		"message: descriptors behind its first fragment");
+	BREAKS(*n_fds, 0, "message: number of descriptors out of range");
+	limits.fds_max = 0; /* not the application's */
+	came_fds = *n_fds = frame->n_fds = 1;
+	VALID();
+	limits.fds_max = WH_WIRE_FDS_MAX;
+	came_fds = *n_fds = frame->n_fds = WH_WIRE_FDS_MAX;
+	VALID();
+	came_fds = *n_fds = frame->n_fds = WH_WIRE_FDS_MAX + 1;
+	INVALID("message: number of descriptors out of range");
+}
+
+Test(wire_rules, call_of_no_stream)
+{
+	struct wh_message_record *m = add(WH_RECORD_CALL, WHOLE, 0, FIXED + 8);
+	*word(m, FIXED) = 1;
+	BREAKS(m->stream, 1, "call: stream not zero");
+	ALLOWS(m->record.flags, WHOLE | WH_RECORD_END);
+	m->record.flags = WHOLE | WH_RECORD_END;
+	BREAKS(m->stream, 1, "call: stream not zero");
+}
+
+Test(wire_rules, reply_status_with_end)
+{
+	struct wh_message_record *m = add(WH_RECORD_REPLY, WHOLE, 0, FIXED + 8);
+	*word(m, FIXED) = 1;
+	BREAKS(m->stream, 1, "reply: status without END");
+	ALLOWS(m->record.flags, WHOLE | WH_RECORD_END);
+	m->record.flags = WHOLE | WH_RECORD_END;
+	ALLOWS(m->stream, UINT32_MAX);
 }
 
 Test(wire_rules, call_ids)
@@ -630,7 +769,7 @@ Test(wire_rules, inline_aligned)
 		const uint32_t at = (frame->size + FIXED + 16 + 63) / 64 * 64, first = at - frame->size;
 		struct wh_message_record *m = add(WH_RECORD_MESSAGE, WHOLE, 1, first + 8);
 		char *record = (char *)m;
-		memset(record + FIXED, 0, first + 8 - FIXED);
+		memset(&m->type, 0, first + 8 - sizeof m->record);
 		struct wh_run *item = items(m, FIXED);
 		*item = (struct wh_run){ .flags = WH_RUN_ALIGNED, .first = first, .size = 1 };
 		record[first] = 'x';

@@ -97,15 +97,19 @@ static void make_message(struct sample *s, bool with_fds, bool with_runs)
 		.flags = flags[below(sizeof flags)],
 		.n_pieces = (uint16_t)below(one_in(4) ? PIECES_MAX + 1 : 3),
 		.type = (uint32_t)harness_random_next(&numbers),
-		.stream = (uint32_t)harness_random_next(&numbers),
 		.pieces = s->pieces,
 	};
+	const bool end = s->out.flags & WH_RECORD_END, last = s->out.flags & WH_RECORD_LAST;
+	if (s->out.kind == WH_RECORD_MESSAGE ? end || (!last && one_in(2)) : end && s->out.kind == WH_RECORD_REPLY)
+		s->out.stream = 1 + below(UINT32_MAX);
 	if ((s->out.flags & WHOLE) != WHOLE)
 		s->out.position = UINT64_MAX / 2 + harness_random_next(&numbers) / 4;
 	if (s->out.kind != WH_RECORD_MESSAGE)
 		s->out.call = 1 + harness_random_next(&numbers) / 2;
 	if (with_fds && s->out.flags & WH_RECORD_FIRST)
 		s->out.n_fds = (uint16_t)(1 + below(WH_WIRE_FDS_MAX));
+	if (s->out.n_fds && s->out.kind == WH_RECORD_CALL && one_in(2))
+		s->out.flags |= WH_RECORD_DELEGATED;
 	for (uint32_t i = 0; i < s->out.n_pieces; i++)
 		make_piece(s, i, with_runs);
 }
@@ -122,6 +126,7 @@ static void is_message(const struct wh_record *r, const struct sample *s)
 	cr_assert_eq(in.call, out->call);
 	cr_assert_eq(in.n_fds, out->n_fds);
 	cr_assert_eq(r->n_items, out->n_pieces);
+	cr_assert_eq((const char *)(in.runs + r->n_items) - (const char *)r, wh_message_head(out));
 	for (uint32_t i = 0; i < r->n_items; i++) {
 		const struct wh_run *item = &in.runs[i];
 		const struct wh_piece *piece = &s->pieces[i];
@@ -219,8 +224,11 @@ Test(wire, frame_header_tells_what_is_in_it)
 	cr_assert(wh_encode_control(&encoder, WH_RECORD_WAKE, &(struct wh_record){ 0 }, 0));
 	cr_assert(!wh_encoder_empty(&encoder));
 	cr_assert(wh_encode_control(&encoder, WH_RECORD_PORT, &(struct wh_port_record){ 0 }, 1));
+	cr_assert_eq(encoder.flags, 0);
+	encoder.flags = WH_FRAME_TELL;
 	cr_assert_eq(wh_encode_end(&encoder, 111, 222), 32 + 8 + 16);
 	const struct wh_frame *f = (const struct wh_frame *)(void *)encoder.base;
+	cr_assert_eq(f->flags, WH_FRAME_TELL);
 	cr_assert_eq(f->n_records, 2);
 	cr_assert_eq(f->n_fds, 1);
 	cr_assert_eq(f->size, 32 + 8 + 16);
