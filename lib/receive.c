@@ -238,7 +238,7 @@ static void frame_read(struct wharf_port *port, const struct wh_frame *frame)
 	port->frames_read++;
 	/* Descriptors in flight are few, and count for the whole user: their sender waits for the word sooner. */
 	if (port->frames_read - port->frames_reported >= port->report_every ||
-		port->bytes_unreported >= WH_REPORT_BYTES || frame->n_fds) {
+		port->bytes_unreported >= WH_REPORT_BYTES || frame->n_fds || frame->flags & WH_FRAME_TELL) {
 		port->report_due = true;
 		wh_port_dirty(port);
 	}

@@ -355,6 +355,30 @@ Test(port_promises, announced_descriptors_are_closed_after_a_while)
 
 /* ---- What arrived is delivered ---- */
 
+Test(port_promises, a_peer_that_asks_is_told_what_was_read)
+{
+	static struct raw_frame frame;
+	static struct raw_read read;
+
+	apart_half(&q, NULL, NULL);
+	cr_assert(raw_say_hello(q.fds[1], NULL));
+	apart_settle(&q);
+	cr_assert(raw_receive(q.fds[1], &read)); /* the hello */
+	cr_assert(raw_bytes(q.fds[1], "plain", 5));
+	apart_settle(&q);
+	cr_assert(!raw_receive(q.fds[1], &read));
+	raw_begin(&frame);
+	raw_put_bytes(&frame, 1, "tell", 4);
+	frame.encoder.flags = WH_FRAME_TELL;
+	cr_assert(raw_end(q.fds[1], &frame, 0));
+	apart_settle(&q);
+	cr_assert(raw_receive(q.fds[1], &read));
+	cr_assert_eq(((const struct wh_frame *)(const void *)read.bytes)->consumed, 2);
+	cr_assert_eq(q.a.n_messages, 2);
+	close(q.fds[1]);
+	apart_free(&q);
+}
+
 static void expect_delivery_before(const void *bad, size_t size)
 {
 	apart_half(&q, NULL, WHARF_OPT(port, .rx_msgs_per_turn = 1));
