@@ -300,12 +300,9 @@ struct wharf_peer {
 	uint32_t version;
 	uint32_t features;
 	uint32_t fds_max;         /* descriptors it takes per message */
-	/*
-	 * Bytes of one part that a message to it takes (24 less for each part more): in this release they fit a frame.
-	 */
-	uint32_t bytes_max;
+	uint32_t bytes_max;       /* of one part given as bytes: a message with more of them travels in pieces */
 	uint32_t reserved;
-	uint64_t message_bytes_max; /* largest message it takes whole */
+	uint64_t message_bytes_max; /* largest message it takes; UINT64_MAX if it has it delivered in pieces */
 	char name[WHARF_NAME_MAX + 1];
 };
 
@@ -335,6 +332,12 @@ struct wharf_port_ops {
 	 */
 	void (*on_writable)(wharf_port *port, void *user);
 
+	/*
+	 * The peer gave up a stream: its own, or one of ours that it does not want. The id is stale already; of a stream
+	 * that arrives nothing more is delivered. Not called for what this end gives up.
+	 */
+	void (*on_stream_abort)(wharf_port *port, uint64_t stream, uint32_t why, uint32_t app_code, void *user);
+
 	/* Exactly once, last. Every message that had arrived before was delivered, unless this end aborted, gave up waiting
 	 * or failed, or its loop was freed. The handle ends when it returns, unless it was ref'd. */
 	void (*on_close)(wharf_port *port, const struct wharf_reason *reason, void *user);
@@ -348,6 +351,18 @@ enum {
 
 enum {
 	WHARF_PORT_MAPS_HUGE = 1u << 0, /* maps segments on huge pages, if the peer has any (WHARF_HUGE) */
+	/* No shared memory, either way: all payload travels over the socket. Claimed buffers are sent by copy, and arrive
+	 * 64-aligned all the same. */
+	WHARF_PORT_INLINE = 1u << 1,
+	/* Messages that travel in pieces (larger than a frame, and streams) are delivered piece by piece, of any length. */
+	WHARF_PORT_PIECES = 1u << 2,
+};
+
+enum { /* why a stream was given up */
+	WHARF_ABORT_SENDER = 1,    /* wharf_stream_abort of its sender, or it closes */
+	WHARF_ABORT_READER = 2,    /* wharf_stream_abort of its reader */
+	WHARF_ABORT_VIOLATION = 3, /* it broke the protocol */
+	WHARF_ABORT_ROOM = 4,      /* its reader has too much in pieces at once: rx_assembly_bytes_max, or no memory */
 };
 
 struct wharf_port_options {
@@ -363,13 +378,18 @@ struct wharf_port_options {
 	const char *name;            /* told to the peer, at most WHARF_NAME_MAX bytes; default: the program's name */
 
 	/* What this end queues and lends: past it a send answers -EAGAIN. */
-	uint64_t tx_queued_bytes_max; /* payload and overhead that waits behind the first frame; default 4 MiB */
+	/* payload and overhead that waits behind the first frame; default 4 MiB. Of one stream or call: a quarter of it */
+	uint64_t tx_queued_bytes_max;
 	uint32_t tx_fds_max;          /* descriptors sent and not yet known to be read; default 253, at least 1 */
 	uint32_t unreleased_max;      /* keep-latest: values with the peer; -EOPNOTSUPP in this release */
 
 	/* What this end takes: told to the peer, and a violation if passed. */
 	uint64_t rx_mapped_bytes_max; /* of the peer's segments mapped here; default 1 GiB */
-	uint64_t rx_bytes_max;        /* largest message delivered whole; default 64 MiB */
+	uint64_t rx_bytes_max;        /* largest message delivered whole; default 64 MiB. Does not bind pieces */
+	uint64_t rx_assembly_bytes_max; /* of streams and calls whose pieces are put together; default twice rx_bytes_max */
+	uint64_t rx_stream_bytes_max; /* of each stream or call: arrived, and not given back by the reader; default 4 MiB */
+	uint32_t rx_streams_max;      /* at once; default 1024, at most 4096 */
+	uint32_t rx_calls_max;        /* of the peer's, at once; default 1024, at most 65536 */
 	uint32_t rx_fds_max;          /* descriptors per message; default 0: none, at most 253 */
 	uint32_t rx_msgs_per_turn;    /* delivered before other ports have their turn, whole frames; default 65536 */
 	uint32_t untrusted;           /* 1: deliver private copies, which the peer cannot change under the reader. No memory
@@ -431,6 +451,8 @@ struct wharf_port_stats {
 	uint64_t tx_socket_full;    /* frames the kernel refused for want of room, and that waited */
 	uint64_t wakes_sent, wakes_received; /* release-wakes */
 	uint64_t rx_mapped_bytes;   /* of the peer's segments, now */
+	uint64_t rx_stream_violations; /* streams ended because the peer broke their rules */
+	uint64_t rx_stray_records;  /* of streams and calls that had ended: late replies, and what was on its way */
 };
 /* 0; -EPIPE. */
 WHARF_API int wharf_port_stats(wharf_port *port, struct wharf_port_stats *ret_stats);
@@ -440,15 +462,19 @@ WHARF_API int wharf_port_stats(wharf_port *port, struct wharf_port_stats *ret_st
 /*
  * One piece of a message: either `buf`, the range [offset, offset + size) of a claimed buffer (size 0: to its end),
  * which the receiver reads in place; or `bytes`, memory of the caller that is copied during the call (size 0: nothing).
- * How a payload travels depends on which is given, never on its size. The bytes of one message together must fit
- * wharf_peer.bytes_max (3 KiB at the least); larger payloads are claimed.
+ * How a payload travels depends on which is given, never on its size. A message that does not fit a frame (claimed
+ * buffers take 16 bytes of it, bytes as many as they are) goes in pieces, and is put together by the receiver: one slice,
+ * whatever its parts were. Claimed buffers are the fast way.
  */
 struct wharf_part {
 	struct wharf_buf *buf;
 	const void *bytes;
 	size_t offset;
 	size_t size;
-	/* send `bytes` by reference: -EOPNOTSUPP in this release */
+	/*
+	 * Set: `bytes` are not copied when the message is sent, but when it leaves, a piece at a time; they must stay as they
+	 * are until done is called, once, in the loop's turn, whatever becomes of the message.
+	 */
 	void (*done)(const void *bytes, size_t size, void *user);
 	void *user;
 	uint64_t reserved[2];
@@ -457,11 +483,12 @@ struct wharf_part {
 enum {
 	/* once accepted, wharf closes fds on every path; else it duplicates them during the call */
 	WHARF_FDS_MOVE = 1u << 0,
+	WHARF_LAST = 1u << 1,     /* of a stream or call: nothing follows */
 };
 
 struct wharf_out {
 	uint32_t type;  /* the application's, all 32 bits */
-	uint32_t flags; /* WHARF_FDS_MOVE */
+	uint32_t flags; /* WHARF_FDS_MOVE, WHARF_LAST */
 	const struct wharf_part *parts;
 	size_t n_parts; /* up to 64; 0: a message without bytes */
 	const int *fds;
@@ -473,8 +500,8 @@ struct wharf_out {
 /*
  * Queues one message; messages of a port arrive whole and in order. On success its buffers are emptied: they are the
  * port's. It leaves with this turn's flush, or at once when a frame is full.
- * 0. -EAGAIN: a cap is reached; on_writable follows. -EPIPE: the port is closing or closed. -EMSGSIZE: too many bytes
- * for a frame, more than the peer takes, or more descriptors than the peer or tx_fds_max allow: for ever. -EINVAL: an
+ * 0. -EAGAIN: a cap is reached; on_writable follows. -EPIPE: the port is closing or closed. -EMSGSIZE: more bytes than
+ * the peer takes, or more descriptors than the peer or tx_fds_max allow: for ever. -EINVAL: an
  * empty buffer, one twice, or a range outside it. -EXDEV: a buffer of another pool. -EBUSY: this buffer is with this
  * peer already. -EBADF: a descriptor. -EMFILE: it could not be duplicated, or a segment not be announced. -EOPNOTSUPP:
  * it lies on huge pages, which the peer does not map. -ENOMEM. Before the peer's hello its limits are not known: a
@@ -497,6 +524,9 @@ enum {
 	/* at least one descriptor did not arrive (no room in the table here): it is -1 in fds */
 	WHARF_MSG_FDS_LOST = 1u << 0,
 	WHARF_MSG_TAKEN = 1u << 1,    /* made by wharf_msg_take: lives until released */
+	WHARF_MSG_FRAGMENT = 1u << 2, /* a piece of a larger message, as it arrived: WHARF_PORT_PIECES */
+	WHARF_MSG_LAST = 1u << 3,     /* its stream or call, or the message that it is a piece of, ends with it */
+	WHARF_MSG_DELEGATED = 1u << 4, /* a request that is answered through its first descriptor: wharf_call_adopt */
 };
 
 /*
@@ -508,13 +538,16 @@ enum {
 struct wharf_msg {
 	uint32_t type;
 	uint32_t flags;
-	uint64_t stream;  /* 0: plain */
+	uint64_t stream;  /* 0: none */
 	size_t size;      /* of all slices together */
 	const struct wharf_slice *slices;
 	size_t n_slices;
 	const int *fds;   /* borrowed; -1: lost or taken */
 	size_t n_fds;
 	uint64_t sent_ns; /* when the sender's turn began, by its clock: CLOCK_MONOTONIC unless its loop has another */
+	uint64_t call;    /* 0: none */
+	uint64_t total_bytes;    /* of the message that this is a piece of; WHARF_BYTES_UNKNOWN */
+	uint64_t position_bytes; /* in that */
 };
 
 /*
@@ -544,6 +577,155 @@ WHARF_API size_t wharf_msg_copy(const struct wharf_msg *msg, size_t offset, void
  * empty payload gives a pointer that must not be read. For a message shared between threads call it before sharing.
  */
 WHARF_API const void *wharf_msg_contiguous(const struct wharf_msg *msg);
+
+/* ---- Streams -------------------------------------------------------------------------------------------------- */
+
+/*
+ * A stream is one message that its sender pushes in parts, as it comes to have them: larger than the pool, or of unknown
+ * length. It has its own order and its own credit, so that one whose reader is slow stalls nothing else. The receiver
+ * has it whole, in one slice, or, with WHARF_PORT_PIECES, in parts as they arrive; descriptors travel with the first.
+ * Ids are the port's, never 0, and stale (-ESTALE) from the stream's end on.
+ */
+#define WHARF_BYTES_UNKNOWN UINT64_MAX
+
+/*
+ * Begins one of total_bytes, or WHARF_BYTES_UNKNOWN; nothing is sent before its first part. type is that of the message.
+ * 0. -EAGAIN: the peer takes no more streams now; on_writable follows. -EMSGSIZE: larger than the peer takes; -EPIPE;
+ * -ENOMEM.
+ */
+WHARF_API WHARF_CHECK int wharf_stream_begin(wharf_port *port, uint32_t type, uint64_t total_bytes,
+	uint64_t *ret_stream);
+
+/*
+ * The next part, and with WHARF_LAST the last one (which may be empty). out->type is not looked at; the rest as for
+ * wharf_send: parts by reference wait as long as their reader makes them.
+ * 0. -EAGAIN: its credit is used up, or it has enough queued; the port's on_writable follows. -ESTALE: ended, aborted, or
+ * no such stream. -EMSGSIZE: beyond its total, or more than the peer takes. -EINVAL: the last part, and less than the
+ * total; descriptors behind the first part. Others as wharf_send.
+ */
+WHARF_API WHARF_CHECK int wharf_stream_send(wharf_port *port, uint64_t stream, const struct wharf_out *out);
+WHARF_API WHARF_CHECK int wharf_stream_send_buf(wharf_port *port, uint64_t stream, struct wharf_buf *buf,
+	uint32_t flags); /* WHARF_LAST */
+
+/* Its last part, without bytes: never -EAGAIN. 0; -ESTALE; -EINVAL: less was sent than its total; -ENOMEM; -EPIPE. */
+WHARF_API int wharf_stream_end(wharf_port *port, uint64_t stream);
+
+/*
+ * Gives a stream up, ours or the peer's: what is queued is dropped, nothing more of it is delivered, the peer is told
+ * (on_stream_abort). 0; -ESTALE; -EPIPE.
+ */
+WHARF_API int wharf_stream_abort(wharf_port *port, uint64_t stream, uint32_t app_code);
+
+/*
+ * Stops, and goes on with, delivering a stream of the peer's; the port's other messages go on. Until it is resumed or
+ * ends, what of it has arrived keeps on_close waiting, as wharf_port_pause does. 0; -ESTALE; -EINVAL: ours; -EPIPE.
+ */
+WHARF_API int wharf_stream_pause(wharf_port *port, uint64_t stream);
+WHARF_API int wharf_stream_resume(wharf_port *port, uint64_t stream);
+
+/* ---- Calls ---------------------------------------------------------------------------------------------------- */
+
+/*
+ * A call is a request and its replies, each of one or several messages, with a credit of its own in each direction. Ids
+ * are never 0, carry a generation, and are stale (-ESTALE) once on_end is due; an id that the peer began differs from
+ * all of ours. on_end fires exactly once for each call, on both sides, after the last on_reply or on_message and before
+ * the port's on_close; its callbacks fire in the loop's turn only.
+ */
+typedef uint64_t wharf_call_id;
+
+enum { /* reason of a call's end */
+	WHARF_END_LAST = 1,      /* answered in full; status is the answerer's */
+	WHARF_END_DEADLINE = 2,  /* timeout_ns is over */
+	WHARF_END_CANCEL = 3,    /* wharf_call_cancel here, or, for the answering side, the caller has given up */
+	WHARF_END_PEER_GONE = 4, /* the peer ended without a word, or broke the protocol */
+	WHARF_END_CLOSED = 5,    /* the port was closed, here or there */
+	WHARF_END_NO_REPLY = 6,  /* the handler neither answered nor took it */
+	WHARF_END_REFUSED = 7,   /* the answering side did not want it: app_code is its word */
+	WHARF_END_ERROR = 8,     /* error says what */
+};
+/* Static name of a WHARF_END_*, "unknown" for others. */
+WHARF_API const char *wharf_end_name(uint32_t reason);
+
+enum { /* what is safe to repeat */
+	WHARF_NOT_SEEN = 1,      /* it did not leave this process, or lies behind the last call that the peer's bye names */
+	WHARF_MAYBE_SEEN = 2,
+	WHARF_REPLIED = 3,       /* at least one reply arrived */
+};
+
+struct wharf_end {
+	uint32_t reason;   /* WHARF_END_* */
+	uint32_t progress; /* WHARF_NOT_SEEN, ...; the answering side: WHARF_REPLIED if it sent a reply, else MAYBE_SEEN */
+	uint32_t status;   /* the application's, with WHARF_END_LAST */
+	int32_t error;     /* a positive errno, or 0 */
+	uint32_t app_code; /* of the cancel, abort or refusal that ended it */
+	uint32_t reserved;
+};
+
+struct wharf_call_options {
+	size_t size;
+	/* A message of the answer. Borrowed, as in on_message. */
+	void (*on_reply)(wharf_port *port, wharf_call_id id, const struct wharf_msg *msg, void *user);
+	/* A wharf_call_send that answered -EAGAIN would now succeed. */
+	void (*on_writable)(wharf_port *port, wharf_call_id id, void *user);
+	void (*on_end)(wharf_port *port, wharf_call_id id, const struct wharf_end *end, void *user);
+	void *user;
+	int64_t timeout_ns; /* until the end, from the call on; 0 or negative: none */
+	uint32_t flags;     /* 0 */
+	/* 1: the answer comes through a fresh pair, whose other end travels in the request, as its first descriptor */
+	uint32_t delegate;
+};
+
+/*
+ * Calls the peer. The request is complete if its flags have WHARF_LAST, else wharf_call_send goes on with it. Each send
+ * is a message of its own. Without an on_reply replies are dropped.
+ * 0, and on_end will fire. -EAGAIN: the peer takes no more calls now, or what wharf_send says so of; on_writable of the
+ * port follows. Others as wharf_send; -EMFILE also for the pair of a delegated call.
+ */
+WHARF_API WHARF_CHECK int wharf_call(wharf_port *port, const struct wharf_out *request,
+	const struct wharf_call_options *options, wharf_call_id *ret_id);
+
+/*
+ * More of a request that has not had WHARF_LAST. 0; -EAGAIN: on_writable of the call follows; -ESTALE: no such call, or it
+ * has ended; -EALREADY: the request is complete. Others as wharf_send.
+ */
+WHARF_API WHARF_CHECK int wharf_call_send(wharf_port *port, wharf_call_id id, const struct wharf_out *out);
+WHARF_API WHARF_CHECK int wharf_call_send_buf(wharf_port *port, wharf_call_id id, struct wharf_buf *buf,
+	uint32_t flags); /* WHARF_LAST */
+
+/* Ends a call, ours: on_end follows, later replies are dropped, the peer hears of it. 0; -ESTALE; -EINVAL: the peer's. */
+WHARF_API int wharf_call_cancel(wharf_port *port, wharf_call_id id);
+
+/* Stops, and goes on with, the delivery of its replies, or, on the answering side, of its request. 0; -ESTALE. */
+WHARF_API int wharf_call_pause(wharf_port *port, wharf_call_id id);
+WHARF_API int wharf_call_resume(wharf_port *port, wharf_call_id id);
+
+/* What the answering side is told of one request. */
+struct wharf_answer_options {
+	size_t size;
+	/* the rest of the request, if its beginning had no WHARF_MSG_LAST */
+	void (*on_message)(wharf_port *port, wharf_call_id id, const struct wharf_msg *msg, void *user);
+	/* A wharf_reply that answered -EAGAIN would now succeed. */
+	void (*on_writable)(wharf_port *port, wharf_call_id id, void *user);
+	/* also when our own last reply was the end: it is in a frame then */
+	void (*on_end)(wharf_port *port, wharf_call_id id, const struct wharf_end *end, void *user);
+	void *user;
+};
+
+/*
+ * Takes a request, only inside the on_message that brings its beginning (msg->call is not 0): whoever takes it ends it,
+ * with a reply that carries WHARF_LAST, or wharf_call_refuse. One that no handler takes ends with WHARF_END_NO_REPLY.
+ * 0; -ENOENT: msg is no request, or not its beginning; -EALREADY: taken.
+ */
+WHARF_API WHARF_CHECK int wharf_call_take(wharf_port *port, const struct wharf_msg *msg,
+	const struct wharf_answer_options *options, wharf_call_id *ret_id);
+
+/* A message of the answer; with WHARF_LAST the last one, and status. Also while the port drains. As wharf_call_send. */
+WHARF_API WHARF_CHECK int wharf_reply(wharf_port *port, wharf_call_id id, const struct wharf_out *out, uint32_t status);
+WHARF_API WHARF_CHECK int wharf_reply_buf(wharf_port *port, wharf_call_id id, struct wharf_buf *buf, uint32_t status,
+	uint32_t flags); /* WHARF_LAST */
+
+/* Ends a request without an answer: WHARF_END_REFUSED for the caller; on_end follows here, too. 0; -ESTALE; -EPIPE. */
+WHARF_API int wharf_call_refuse(wharf_port *port, wharf_call_id id, uint32_t app_code);
 
 /* ---- Listening and connecting --------------------------------------------------------------------------------- */
 
@@ -638,111 +820,11 @@ WHARF_API int wharf_fork_child(void);
 
 #ifdef WHARF_DRAFT
 
-/*
- * Streams: messages larger than the pool or than the receiver wants to hold, and conversations that must not stall
- * each other. Ids come from the library; a stream has its own order and its own credit.
- */
-enum {
-	WHARF_LAST = 1u << 1,         /* on a send within a stream or call: nothing follows */
-	WHARF_MSG_FRAGMENT = 1u << 2, /* on a message: a piece of a stream, as it arrived */
-	WHARF_MSG_LAST = 1u << 3,     /* its stream or call ends with it */
-};
-#define WHARF_BYTES_UNKNOWN UINT64_MAX
-
-/* total_bytes WHARF_BYTES_UNKNOWN when it is not known. 0; -EAGAIN; -EPIPE; -ENOMEM. */
-WHARF_API WHARF_CHECK int wharf_stream_begin(wharf_port *port, uint32_t type, uint64_t total_bytes,
-	uint64_t *ret_stream);
-WHARF_API WHARF_CHECK int wharf_stream_send(wharf_port *port, uint64_t stream, const struct wharf_out *out);
-WHARF_API WHARF_CHECK int wharf_stream_send_buf(wharf_port *port, uint64_t stream, struct wharf_buf *buf,
-	uint32_t flags);
-WHARF_API int wharf_stream_end(wharf_port *port, uint64_t stream);                       /* 0; -ESTALE; -EPIPE */
-WHARF_API int wharf_stream_abort(wharf_port *port, uint64_t stream, uint32_t app_code);  /* either side */
-WHARF_API int wharf_stream_pause(wharf_port *port, uint64_t stream);
-WHARF_API int wharf_stream_resume(wharf_port *port, uint64_t stream);
-
-/*
- * Calls: a request and its replies. Ids carry a generation: an ended one answers -ESTALE. on_end fires exactly once,
- * after the last on_reply and before the port's on_close.
- */
-typedef uint64_t wharf_call_id;
-
 /* Positive results of a send, on ports with a policy other than FAIL. */
 enum {
 	WHARF_SENT_REPLACED = 1, /* accepted; an older value of the same type and key, not yet sent, is freed */
 	WHARF_SENT_DROPPED = 2,  /* this one was dropped and counted */
 };
-
-enum { /* reason of a call's end */
-	WHARF_END_LAST = 1,      /* answered in full; status is the answerer's */
-	WHARF_END_DEADLINE = 2,
-	WHARF_END_CANCEL = 3,
-	WHARF_END_PEER_GONE = 4,
-	WHARF_END_CLOSED = 5,
-	WHARF_END_NO_REPLY = 6,  /* the handler neither answered nor took it */
-	WHARF_END_REFUSED = 7,
-	WHARF_END_ERROR = 8,     /* error says what */
-};
-WHARF_API const char *wharf_end_name(uint32_t reason);
-
-enum { /* what is safe to repeat */
-	WHARF_NOT_SEEN = 1,      /* unsent, or beyond the last call that the peer's bye names */
-	WHARF_MAYBE_SEEN = 2,
-	WHARF_REPLIED = 3,
-};
-
-struct wharf_end {
-	uint32_t reason;   /* WHARF_END_* */
-	uint32_t progress; /* WHARF_NOT_SEEN, ... */
-	uint32_t status;   /* the application's, with WHARF_END_LAST */
-	int32_t error;     /* a positive errno, or 0 */
-	uint32_t app_code; /* of the abort or refusal that ended it */
-	uint32_t reserved;
-};
-
-struct wharf_call_options {
-	size_t size;
-	void (*on_reply)(wharf_port *port, wharf_call_id id, const struct wharf_msg *msg, void *user);
-	void (*on_writable)(wharf_port *port, wharf_call_id id, void *user); /* a send to it that answered -EAGAIN */
-	void (*on_end)(wharf_port *port, wharf_call_id id, const struct wharf_end *end, void *user);
-	void *user;
-	int64_t timeout_ns; /* 0 or negative: none */
-	uint32_t flags;     /* 0 */
-	uint32_t delegate;  /* 1: the answer comes through a fresh pair whose other end travels in the request */
-};
-
-/* What the answering side is told of one request. Exactly one on_end, last, also when our own reply was the end. */
-struct wharf_answer_options {
-	size_t size;
-	/* the rest of it */
-	void (*on_message)(wharf_port *port, wharf_call_id id, const struct wharf_msg *msg, void *user);
-	void (*on_writable)(wharf_port *port, wharf_call_id id, void *user);
-	void (*on_end)(wharf_port *port, wharf_call_id id, const struct wharf_end *end, void *user);
-	void *user;
-};
-
-/*
- * Each send of a call is a message of its own, delivered whole; the last one of a request carries WHARF_LAST. Ids are
- * never 0.
- */
-WHARF_API WHARF_CHECK int wharf_call(wharf_port *port, const struct wharf_out *request,
-	const struct wharf_call_options *options, wharf_call_id *ret_id);
-WHARF_API WHARF_CHECK int wharf_call_send(wharf_port *port, wharf_call_id id, const struct wharf_out *out);
-WHARF_API WHARF_CHECK int wharf_call_send_buf(wharf_port *port, wharf_call_id id, struct wharf_buf *buf,
-	uint32_t flags);
-WHARF_API int wharf_call_cancel(wharf_port *port, wharf_call_id id);
-WHARF_API int wharf_call_pause(wharf_port *port, wharf_call_id id);
-WHARF_API int wharf_call_resume(wharf_port *port, wharf_call_id id);
-
-/*
- * The answering side. Takes a request, only inside the on_message that brings its beginning: whoever takes it ends it,
- * with a reply that carries WHARF_LAST and status. One that no handler takes ends with WHARF_END_NO_REPLY. 0; -ENOENT:
- * msg is no request; -EALREADY: taken; -ENOMEM.
- */
-WHARF_API WHARF_CHECK int wharf_call_take(wharf_port *port, const struct wharf_msg *msg,
-	const struct wharf_answer_options *options, wharf_call_id *ret_id);
-WHARF_API WHARF_CHECK int wharf_reply(wharf_port *port, wharf_call_id id, const struct wharf_out *out, uint32_t status);
-WHARF_API WHARF_CHECK int wharf_reply_buf(wharf_port *port, wharf_call_id id, struct wharf_buf *buf, uint32_t status,
-	uint32_t flags);
 
 /*
  * Takes the death of this process for the peer's end, whoever else holds the socket; duplicates pidfd. 0; -EBADF;
@@ -774,6 +856,16 @@ WHARF_API int wharf_loop_post(wharf_loop *loop, struct wharf_task *task); /* 0; 
  * receiver with wharf_open. Always moved. As wharf_send; -EBUSY: it was opened.
  */
 WHARF_API WHARF_CHECK int wharf_port_pass(wharf_port *port, uint32_t type, int fd);
+
+/*
+ * Delegation. A request with WHARF_MSG_DELEGATED brings an end in fds[0]. Whoever is to answer it (this process, or one
+ * that the end is passed on to) opens it with wharf_open and calls this on the port: the caller's one call, as if its
+ * request had arrived there. A delegated request ends with the port that it is answered through; on the port that
+ * brought it it is an ordinary message, to be taken by nobody. 0; -EALREADY; -ENOENT: the port has received messages
+ * already, or is ending.
+ */
+WHARF_API WHARF_CHECK int wharf_call_adopt(wharf_port *port, const struct wharf_answer_options *options,
+	wharf_call_id *ret_id);
 
 #endif /* WHARF_DRAFT */
 

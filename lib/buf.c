@@ -38,21 +38,29 @@ static inline void prefetch(uint64_t data, uint64_t bits, unsigned chunk, unsign
 		wh_prefetch_write(at + i);
 }
 
-static __attribute__((noinline)) int claim_slowly(struct wharf_pool *pool, size_t size, struct wharf_buf *ret_buf)
+static int claim(struct wharf_pool *pool, size_t size, bool quietly, struct wharf_buf *ret_buf)
 {
 	unsigned class, n;
 	uint64_t place;
 	int error;
 
-	if (!pool || !ret_buf || size == 0)
-		return -EINVAL;
 	if (!wh_pool_run_of(pool, size, &class, &n))
 		return -EMSGSIZE;
-	error = wh_pool_claim(pool, class, n, false, &place);
+	error = wh_pool_claim(pool, class, n, quietly, &place);
 	if (error)
 		return error;
 	fill(ret_buf, pool, address(pool, place), size, place);
 	return 0;
+}
+
+int wh_buf_claim_quietly(struct wharf_pool *pool, size_t size, struct wharf_buf *ret_buf)
+{
+	return claim(pool, size, true, ret_buf);
+}
+
+static __attribute__((noinline)) int claim_slowly(struct wharf_pool *pool, size_t size, struct wharf_buf *ret_buf)
+{
+	return pool && ret_buf && size ? claim(pool, size, false, ret_buf) : -EINVAL;
 }
 
 int wharf_buf_claim(wharf_pool *pool, size_t size, struct wharf_buf *ret_buf)

@@ -5,10 +5,10 @@
 #include <sys/socket.h>
 #include <sys/types.h>
 
-#include "port.h"
+#include "outbox.h"
 
 enum {
-	FEATURES = WH_FEATURE_HUGE, /* optional parts of the protocol that this library has */
+	FEATURES = WH_FEATURE_HUGE | WH_FEATURE_PIECES, /* optional parts of the protocol that this library has */
 	FEATURES_REQUIRED = 0, /* and cannot do without */
 	OVERFLOW_UID = 65534,
 };
@@ -18,13 +18,16 @@ void wh_port_hello_init(struct wharf_port *port, const struct wharf_port_options
 	port->hello = (struct wh_hello){
 		.version_min = WH_WIRE_VERSION,
 		.version_max = WH_WIRE_VERSION,
-		.features = port->maps_huge ? WH_FEATURE_HUGE : 0,
+		.features = (port->maps_huge ? WH_FEATURE_HUGE : 0) | (port->pieces ? WH_FEATURE_PIECES : 0),
 		.features_required = FEATURES_REQUIRED,
 		.frame_bytes_max = port->source.loop->frame_bytes_max,
 		.fds_max = o->rx_fds_max,
 		.segments_max = WH_SLOTS_MAX,
 		.mapped_bytes_max = o->rx_mapped_bytes_max,
 		.message_bytes_max = o->rx_bytes_max,
+		.streams_max = o->rx_streams_max,
+		.calls_max = o->rx_calls_max,
+		.stream_credit_bytes = o->rx_stream_bytes_max,
 		.window_frames = port->window,
 	};
 	wh_wire_text(port->hello.name, sizeof(port->hello.name), o->name ? o->name : program_invocation_short_name);
@@ -40,15 +43,6 @@ bool wh_port_say_hello(struct wharf_port *port)
 	frame->tx.credentials = true;
 	port->hello_sent = true;
 	wh_port_hand(port, frame);
-	return true;
-}
-
-/* What was accepted before the peer's limits were known, and exceeds them. */
-static bool backlog_fits(const struct wharf_port *port, const struct wh_hello *theirs)
-{
-	for (const struct wh_outmsg *m = port->backlog; m; m = m->next)
-		if (m->n_bytes > theirs->message_bytes_max || m->message.n_fds > theirs->fds_max)
-			return false;
 	return true;
 }
 
@@ -80,7 +74,7 @@ void wh_port_take_hello(struct wharf_port *port, const struct wh_hello *theirs, 
 		mismatch(port, "one side requires a feature that the other lacks");
 		return;
 	}
-	if (!backlog_fits(port, theirs)) {
+	if (!wh_port_queue_fits(port, theirs)) {
 		wh_port_send_bye(port, WH_BYE_ABORT, 0, "a message queued before hello exceeds the limits");
 		wh_port_end(
 			port, WHARF_CLOSE_ERROR, EMSGSIZE, "a message sent before the peer's hello exceeds its limits");
@@ -88,7 +82,10 @@ void wh_port_take_hello(struct wharf_port *port, const struct wh_hello *theirs, 
 	}
 	port->said_hello = port->limits.said_hello = true;
 	port->peer.version = WH_WIRE_VERSION;
-	port->tx_message_bytes_max = theirs->message_bytes_max;
+	port->peer_pieces = theirs->features & WH_FEATURE_PIECES;
+	port->tx_message_bytes_max = port->peer_pieces ? UINT64_MAX : theirs->message_bytes_max;
+	port->tx_inline |= !theirs->mapped_bytes_max;
+	wh_port_flows_on_hello(port, theirs);
 	port->tx_mapped_bytes_max = theirs->mapped_bytes_max;
 	if (theirs->mapped_bytes_max)
 		wh_lease_limit(port->lease, theirs->mapped_bytes_max);
@@ -102,12 +99,16 @@ void wh_port_take_hello(struct wharf_port *port, const struct wh_hello *theirs, 
 	setsockopt(port->source.link.fd, SOL_SOCKET, SO_PASSCRED, &(int){ 0 }, sizeof(int));
 	if (port->state == WH_PORT_OPENING) {
 		port->state = WH_PORT_OPEN;
-		port->tx_plain = !port->backlog && !port->tx_dead;
+		port->tx_plain = wh_list_empty(&port->active) && !port->tx_dead;
 		if (!port->tx_dead)
 			wh_loop_clear_deadline(port->source.loop, &port->deadline);
 		if (port->ops.on_open)
 			port->ops.on_open(port, &port->peer, port->user);
 	}
-	if (port->state < WH_PORT_ENDING)
+	if (port->state < WH_PORT_ENDING) {
 		wh_port_dirty(port);
+		/* Streams and calls that could not begin may begin now. */
+		if (port->blocked_starts || !wh_list_empty(&port->blocked_flows))
+			wh_port_chore(port);
+	}
 }

@@ -137,6 +137,7 @@ int wharf_loop_new(const struct wharf_loop_options *options, wharf_loop **ret_lo
 	wh_list_init(&loop->dirty);
 	wh_list_init(&loop->waiting);
 	wh_list_init(&loop->ready);
+	wh_list_init(&loop->chores);
 	wh_list_init(&loop->ending);
 	pthread_mutex_init(&loop->kick_lock, NULL);
 	error = wh_engine_open(
@@ -300,6 +301,16 @@ static void run_ready(struct wharf_loop *loop)
 		wh_port_deliver_held(wh_container_of(node, struct wharf_port, ready));
 }
 
+static void run_chores(struct wharf_loop *loop)
+{
+	struct wh_list chores, *node;
+
+	wh_list_init(&chores);
+	wh_list_splice(&chores, &loop->chores);
+	while ((node = wh_list_take_first(&chores)))
+		wh_port_do_chores(wh_container_of(node, struct wharf_port, chores));
+}
+
 static void run_endings(struct wharf_loop *loop)
 {
 	struct wh_list ending, *node;
@@ -313,7 +324,7 @@ static void run_endings(struct wharf_loop *loop)
 
 static bool work_waits(const struct wharf_loop *loop)
 {
-	return !wh_list_empty(&loop->ready) || !wh_list_empty(&loop->ending) ||
+	return !wh_list_empty(&loop->ready) || !wh_list_empty(&loop->chores) || !wh_list_empty(&loop->ending) ||
 		atomic_load_explicit(&loop->kicked, memory_order_relaxed);
 }
 
@@ -391,6 +402,7 @@ static int turn(struct wharf_loop *loop, int64_t timeout_ns)
 	}
 	run_ready(loop);
 	run_deadlines(loop);
+	run_chores(loop);
 	run_endings(loop);
 	if (happened)
 		flush_waiting(loop);

@@ -57,6 +57,7 @@ struct wharf_loop {
 	/* Ports whose frame the kernel had no room for: tried again in turns that something else caused. */
 	struct wh_list waiting;
 	struct wh_list ready;       /* ports with received frames that wait for a turn */
+	struct wh_list chores;      /* ports with callbacks that no event brings */
 	struct wh_list ending;      /* ports whose on_close is due */
 	struct wh_timers timers;
 

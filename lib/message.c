@@ -9,11 +9,16 @@
 
 static struct wh_message *message_of(const struct wharf_msg *msg) { return (struct wh_message *)(uintptr_t)msg; }
 
+/* Put together here from pieces: its memory goes with it. */
+static bool assembled(const struct wh_message *m) { return m->joined && m->pub.n_slices == 1; }
+
 /* Slices begin at multiples of 64 in a copy: what was aligned stays so. */
 static size_t copied_bytes(const struct wh_message *m, bool private)
 {
 	size_t bytes = 0;
 
+	if (assembled(m))
+		return 0;
 	for (size_t i = 0; i < m->pub.n_slices; i++)
 		if (private || !m->runs[i].n_chunks)
 			bytes += wh_align_up(m->pub.slices[i].size, 64);
@@ -64,6 +69,11 @@ struct wh_message *wh_message_take(struct wh_message *borrowed, bool private)
 			m->holds = true;
 			continue;
 		}
+		if (assembled(borrowed)) {
+			m->joined = borrowed->joined;
+			borrowed->joined = NULL;
+			break;
+		}
 		if (slices[i].size)
 			memcpy(to, slices[i].data, slices[i].size);
 		slices[i].data = to;
@@ -75,6 +85,11 @@ struct wh_message *wh_message_take(struct wh_message *borrowed, bool private)
 	}
 	if (m->holds)
 		atomic_fetch_add_explicit(&m->port->taken, 1, memory_order_relaxed);
+	if (borrowed->charge_bytes) {
+		m->flow = wh_flow_ref(borrowed->flow);
+		m->charge_bytes = borrowed->charge_bytes;
+		borrowed->charge_bytes = 0;
+	}
 	wharf_port_ref(m->port);
 	return m;
 }
@@ -123,6 +138,10 @@ static void free_message(struct wh_message *m)
 		wh_view_unref(m->views[i]);
 	}
 	wh_fds_close(m->fds, m->pub.n_fds);
+	if (m->charge_bytes) {
+		wh_flow_returned(m->flow, m->charge_bytes);
+		wh_flow_unref(m->flow);
+	}
 	free(m->joined);
 	free(m);
 	if (holds && atomic_fetch_sub_explicit(&port->taken, 1, memory_order_seq_cst) == 1) {

@@ -10,7 +10,9 @@ struct wh_message {
 	struct wharf_port *port;
 	const struct wh_run *runs;       /* one per slice */
 	int *fds;
-	void *joined;                    /* wharf_msg_contiguous's copy */
+	void *joined;                    /* wharf_msg_contiguous's copy; with one slice: what it lies in */
+	struct wh_flow *flow;            /* whose credit it holds, or NULL */
+	uint64_t charge_bytes;
 	bool is_taken;                   /* borrowed: by the application */
 	bool is_private;                 /* a copy made for delivery */
 	bool holds;                      /* taken: some of it lies in the peer's memory */

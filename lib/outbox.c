@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /*
  * The queue of a port: messages encode into the open frame; full frames wait in order until window and socket take
- * them. Before the peer's hello, whose limits frames must keep, messages wait as they are: the backlog.
+ * them. Messages that cannot be encoded at once (before the peer's hello, in pieces, behind others) wait in their flow;
+ * flows take turns by payload bytes for the frames that the window lets go.
  */
 #include "outbox.h"
 
@@ -9,8 +10,10 @@
 #include <string.h>
 #include <unistd.h>
 
-/* Makes sure of an open frame. False: no memory. */
-static bool open_frame(struct wharf_port *port)
+/* What one flow may encode before the next has its turn. */
+#define QUANTUM_BYTES (64 << 10)
+
+bool wh_outbox_open(struct wharf_port *port)
 {
 	if (port->open)
 		return true;
@@ -18,6 +21,7 @@ static bool open_frame(struct wharf_port *port)
 	if (!port->open)
 		return false;
 	port->open->encoder.capacity = port->tx_frame_bytes - WH_CONTROL_ROOM;
+	port->open->ordinal = ++port->ordinal;
 	return true;
 }
 
@@ -84,8 +88,7 @@ bool wh_outbox_turn_over(struct wharf_port *port)
 
 /* ---- Encoding messages ---- */
 
-/* The announcement goes into a frame of its own end: its descriptors close the frame. */
-static enum wh_encoded announce(struct wharf_port *port, uint16_t slot, int *ret_error)
+enum wh_encoded wh_outbox_announce(struct wharf_port *port, uint16_t slot, int *ret_error)
 {
 	struct wh_announcement a;
 	struct wh_announce record;
@@ -93,7 +96,7 @@ static enum wh_encoded announce(struct wharf_port *port, uint16_t slot, int *ret
 	int error;
 
 	if (!wh_encoder_takes(&port->open->encoder, sizeof(record)))
-		return FRAME_FULL;
+		return WH_FRAME_FULL;
 	bytes = wh_lease_slot_bytes(port->lease, slot);
 	if (port->tx_mapped_bytes + bytes > port->tx_mapped_bytes_max)
 		error = -EMSGSIZE;
@@ -103,7 +106,7 @@ static enum wh_encoded announce(struct wharf_port *port, uint16_t slot, int *ret
 		error = wh_lease_announcement(port->lease, slot, &a);
 	if (error) {
 		*ret_error = error;
-		return FAILED;
+		return WH_ENCODE_FAILED;
 	}
 	port->tx_mapped_bytes += bytes;
 	record = (struct wh_announce){ .slot = slot,
@@ -116,140 +119,163 @@ static enum wh_encoded announce(struct wharf_port *port, uint16_t slot, int *ret
 	port->open->announces = slot;
 	port->open->data = true;
 	wh_lease_announced(port->lease, slot, false);
-	return ENCODED;
+	return WH_ENCODED;
 }
 
-enum wh_encoded wh_outbox_encode(
-	struct wharf_port *port, const struct wh_message_out *message, const int *fds, uint64_t n_bytes, int *ret_error)
+/* ---- Flows ---- */
+
+static uint64_t cap(const struct wh_flow *flow)
 {
-	if (!open_frame(port)) {
-		*ret_error = -ENOMEM;
-		return FAILED;
-	}
-	for (unsigned i = 0; i < message->n_pieces; i++) {
-		const struct wh_run *run = message->pieces[i].run;
-		enum wh_encoded announced;
-		if (!run || !wh_lease_must_announce(port->lease, run->slot))
-			continue;
-		announced = announce(port, run->slot, ret_error);
-		if (announced != ENCODED)
-			return announced;
-	}
-	if (!wh_encode_message(&port->open->encoder, message))
-		return FRAME_FULL;
-	if (message->n_fds) {
-		memcpy(port->open->fds, fds, message->n_fds * sizeof(*fds));
-		port->open->close_fds = true;
-		port->open->tx.n_fds = message->n_fds;
-	}
-	port->open->data = true;
-	port->open->n_bytes += n_bytes;
-	return ENCODED;
+	/* One that its peer does not read must not use up what the others may queue. */
+	return flow->kind == WH_FLOW_PLAIN ? flow->port->tx_queued_bytes_max : flow->port->tx_queued_bytes_max / 4;
 }
 
-/* ---- The backlog ---- */
-
-static struct wh_outmsg *outmsg_new(
-	struct wharf_port *port, const struct wh_message_out *message, const int *fds, uint64_t n_bytes)
+bool wh_outflow_takes(const struct wh_flow *flow, uint64_t cost)
 {
-	size_t pieces_at = sizeof(struct wh_outmsg), runs_at, fds_at, bytes_at, size;
-	struct wh_outmsg *m;
-	struct wh_piece *pieces;
-	struct wh_run *runs;
-	char *bytes;
-
-	runs_at = pieces_at + message->n_pieces * sizeof(struct wh_piece);
-	fds_at = runs_at + message->n_pieces * sizeof(struct wh_run);
-	size = bytes_at = fds_at + message->n_fds * sizeof(int);
-	for (unsigned i = 0; i < message->n_pieces; i++)
-		size += message->pieces[i].run ? 0 : message->pieces[i].size;
-	m = wh_loop_alloc(port->source.loop, size);
-	if (!m)
-		return NULL;
-	pieces = (struct wh_piece *)((char *)m + pieces_at);
-	runs = (struct wh_run *)((char *)m + runs_at);
-	bytes = (char *)m + bytes_at;
-	*m = (struct wh_outmsg){ .message = *message,
-		.n_bytes = n_bytes,
-		.cost = n_bytes + sizeof(*m),
-		.fds = (int *)((char *)m + fds_at) };
-	m->message.pieces = pieces;
-	if (message->n_fds)
-		memcpy(m->fds, fds, message->n_fds * sizeof(int));
-	for (unsigned i = 0; i < message->n_pieces; i++) {
-		pieces[i] = message->pieces[i];
-		if (pieces[i].run) {
-			runs[i] = *pieces[i].run;
-			pieces[i].run = &runs[i];
-		} else if (pieces[i].size) {
-			memcpy(bytes, pieces[i].bytes, pieces[i].size);
-			pieces[i].bytes = bytes;
-			bytes += pieces[i].size;
-		}
-	}
-	return m;
+	return flow->out.credit_bytes > 0 && (!flow->out.first || flow->out.cost + cost <= cap(flow));
 }
 
-int wh_outbox_queue(struct wharf_port *port, const struct wh_message_out *message, const int *fds, uint64_t n_bytes)
+void wh_outflow_charge(struct wh_flow *flow, uint64_t payload_bytes)
 {
-	struct wh_outmsg *m = outmsg_new(port, message, fds, n_bytes);
+	if (flow->kind != WH_FLOW_PLAIN)
+		flow->out.credit_bytes -= (int64_t)wh_flow_charge(payload_bytes);
+}
+
+void wh_outflow_look(struct wh_flow *flow)
+{
+	struct wharf_port *port = flow->port;
+
+	if (flow->out.first && flow->out.credit_bytes > 0 && !wh_list_linked(&flow->out.active)) {
+		wh_list_append(&port->active, &flow->out.active);
+		port->tx_plain = false;
+		wh_port_dirty(port);
+	}
+	if (wh_list_linked(&flow->out.blocked))
+		wh_port_chore(port);
+}
+
+int wh_outflow_queue(struct wh_flow *flow, const struct wh_outmsg *message)
+{
+	struct wharf_port *port = flow->port;
+	struct wh_outmsg *m = wh_outmsg_keep(port, message);
 
 	if (!m)
 		return -ENOMEM;
-	port->tx_plain = false;
-	*port->backlog_end = m;
-	port->backlog_end = &m->next;
-	port->backlog_messages++;
-	port->backlog_bytes += m->n_bytes;
-	port->backlog_cost += m->cost;
-	wh_port_dirty(port);
+	*flow->out.end = m;
+	flow->out.end = &m->next;
+	flow->out.cost += m->cost;
+	port->queued_messages += m->last;
+	port->queued_bytes += m->left_bytes;
+	wh_outflow_look(flow);
 	return 0;
 }
 
-static void outmsg_unlink(struct wharf_port *port)
+static bool flow_fits(const struct wh_flow *flow, const struct wh_hello *theirs)
 {
-	struct wh_outmsg *m = port->backlog;
+	bool whole = !(theirs->features & WH_FEATURE_PIECES);
 
-	port->backlog = m->next;
-	if (!port->backlog)
-		port->backlog_end = &port->backlog;
-	port->backlog_messages--;
-	port->backlog_bytes -= m->n_bytes;
-	port->backlog_cost -= m->cost;
-	wh_loop_dealloc(port->source.loop, m);
+	for (const struct wh_outmsg *m = flow->out.first; m; m = m->next)
+		if ((whole && m->total_bytes != UINT64_MAX && m->total_bytes > theirs->message_bytes_max) ||
+			(whole && m->position_bytes + m->left_bytes > theirs->message_bytes_max) ||
+			m->n_fds > theirs->fds_max + m->delegated)
+			return false;
+	return true;
 }
 
-/* Moves what fits from the backlog into frames. */
-static void refill(struct wharf_port *port)
+bool wh_port_queue_fits(const struct wharf_port *port, const struct wh_hello *theirs)
 {
-	int error = 0;
+	for (const struct wh_list *node = port->active.next; node != &port->active; node = node->next)
+		if (!flow_fits(wh_container_of(node, struct wh_flow, out.active), theirs))
+			return false;
+	return port->flows[WH_FLOW_STREAM_OUT].n <= theirs->streams_max &&
+		port->flows[WH_FLOW_CALL].n <= theirs->calls_max;
+}
 
-	while (port->backlog) {
-		struct wh_outmsg *m = port->backlog;
-		switch (wh_outbox_encode(port, &m->message, m->fds, m->n_bytes, &error)) {
-		case ENCODED:
-			outmsg_unlink(port);
-			continue;
-		case FRAME_FULL:
-			if (wh_encoder_empty(&port->open->encoder)) {
-				wh_port_end(port, WHARF_CLOSE_ERROR, EMSGSIZE,
-					"a message sent before the peer's hello exceeds its frames");
-				return;
-			}
-			if (!wh_outbox_turn_over(port))
-				return;
-			continue;
-		case FAILED:
-			if (error == -EMSGSIZE || error == -EOPNOTSUPP) {
-				wh_port_end(port, WHARF_CLOSE_ERROR, -error,
-					"a message sent before the peer's hello lies in memory that it does not map");
-				return;
-			}
-			wh_loop_say(
-				port->source.loop, "a segment could not be announced: errno %d; trying again", -error);
-			wh_port_retry_later(port);
-			return;
+/* Takes the first message out of the flow. */
+static struct wh_outmsg *take_message(struct wh_flow *flow)
+{
+	struct wh_outmsg *m = flow->out.first;
+
+	flow->out.first = m->next;
+	if (!flow->out.first)
+		flow->out.end = &flow->out.first;
+	flow->out.cost -= m->cost;
+	flow->port->queued_messages -= m->last;
+	flow->port->queued_bytes -= m->left_bytes;
+	return m;
+}
+
+void wh_outflow_drop(struct wh_flow *flow)
+{
+	while (flow->out.first)
+		wh_outmsg_drop(flow->port, take_message(flow));
+	if (wh_list_linked(&flow->out.active))
+		wh_list_remove(&flow->out.active);
+	if (wh_list_linked(&flow->out.blocked))
+		wh_list_remove(&flow->out.blocked);
+}
+
+void wh_outflow_look_for_end(struct wh_flow *flow)
+{
+	if (!flow->out.ended || flow->out.first)
+		return;
+	if (flow->kind == WH_FLOW_STREAM_OUT)
+		wh_flow_unlist(flow);
+	else if (flow->kind == WH_FLOW_ANSWER)
+		wh_answer_sent(flow);
+}
+
+/* One record of the flow's first message. False: not now. */
+static bool encode_record(struct wh_flow *flow)
+{
+	struct wharf_port *port = flow->port;
+	struct wh_outmsg *m = flow->out.first;
+	uint64_t before = m->left_bytes, bytes;
+	int error = 0;
+	enum wh_encoded result = wh_outmsg_encode(port, m, true, &error);
+
+	switch (result) {
+	case WH_ENCODED:
+	case WH_ENCODED_PIECE:
+		bytes = before - m->left_bytes;
+		port->queued_bytes -= bytes;
+		flow->out.deficit_bytes -= (int64_t)wh_flow_charge(bytes);
+		wh_outflow_charge(flow, bytes);
+		if (result == WH_ENCODED)
+			wh_outmsg_finish(port, take_message(flow));
+		if (!flow->out.first || flow->out.credit_bytes <= 0) {
+			wh_list_remove(&flow->out.active);
+			flow->out.deficit_bytes = 0;
 		}
+		if (wh_list_linked(&flow->out.blocked))
+			wh_port_chore(port);
+		wh_outflow_look_for_end(flow);
+		return port->open->n_bytes < port->flush_bytes || wh_outbox_turn_over(port);
+	case WH_FRAME_FULL:
+		wh_assert(!wh_encoder_empty(&port->open->encoder));
+		return wh_outbox_turn_over(port);
+	default:
+		wh_port_retry_later(port);
+		return false;
+	}
+}
+
+/* Flows in turns, for the frames that may leave now: what waits longer can still be overtaken. */
+static void encode_waiting(struct wharf_port *port)
+{
+	while (!wh_list_empty(&port->active)) {
+		struct wh_flow *flow = wh_container_of(port->active.next, struct wh_flow, out.active);
+		if (!wh_window_open(port) || port->frames || port->stuck || port->tx_dead ||
+			port->state >= WH_PORT_ENDING)
+			return;
+		if (flow->out.deficit_bytes <= 0) {
+			flow->out.deficit_bytes += QUANTUM_BYTES;
+			wh_list_remove(&flow->out.active);
+			wh_list_append(&port->active, &flow->out.active);
+			continue;
+		}
+		if (!encode_record(flow))
+			return;
 	}
 	port->tx_plain = port->state == WH_PORT_OPEN && !port->tx_dead;
 }
@@ -293,8 +319,8 @@ void wh_port_flush(struct wharf_port *port)
 	}
 	if (!port->said_hello)
 		return;
-	if (port->backlog) {
-		refill(port);
+	if (!wh_list_empty(&port->active)) {
+		encode_waiting(port);
 		if (port->state == WH_PORT_ENDING || !wh_port_reap(port) || port->stuck || port->tx_dead)
 			return;
 	}
@@ -320,8 +346,8 @@ static void count(const struct wh_outframe *frame, uint64_t *messages, uint64_t 
 
 void wh_port_queued(const struct wharf_port *port, uint64_t *ret_messages, uint64_t *ret_bytes)
 {
-	*ret_messages = port->backlog_messages;
-	*ret_bytes = port->backlog_bytes;
+	*ret_messages = port->queued_messages;
+	*ret_bytes = port->queued_bytes;
 	count(port->frames, ret_messages, ret_bytes);
 	count(port->open, ret_messages, ret_bytes);
 	count(port->sending, ret_messages, ret_bytes);
@@ -339,14 +365,11 @@ void wh_port_drop_output(struct wharf_port *port)
 {
 	struct wharf_loop *loop = port->source.loop;
 
-	while (port->backlog) {
-		struct wh_outmsg *m = port->backlog;
-		for (unsigned i = 0; i < m->message.n_pieces; i++)
-			if (m->message.pieces[i].run)
-				wh_lease_drop(port->lease, m->message.pieces[i].run);
-		wh_fds_close(m->fds, m->message.n_fds);
-		outmsg_unlink(port);
-	}
+	wh_outflow_drop(&port->plain);
+	for (unsigned kind = 0; kind < WH_FLOW_KINDS; kind++)
+		for (uint32_t i = 0; i < port->flows[kind].n_slots; i++)
+			if (port->flows[kind].flows[i])
+				wh_outflow_drop(port->flows[kind].flows[i]);
 	/* Runs of encoded messages stay lent: the lease settles them when it is detached. */
 	while (port->frames)
 		wh_outframe_free(loop, take_frame(port));
@@ -358,4 +381,29 @@ void wh_port_drop_output(struct wharf_port *port)
 		wh_list_remove(&port->waiting);
 	if (wh_list_linked(&port->dirty))
 		wh_list_remove(&port->dirty);
+}
+
+/* ---- Callbacks that no event brings ---- */
+
+void wh_port_chore(struct wharf_port *port)
+{
+	if (wh_list_linked(&port->chores))
+		return;
+	wh_list_append(&port->source.loop->chores, &port->chores);
+	wh_loop_rouse(port->source.loop);
+}
+
+void wh_port_do_chores(struct wharf_port *port)
+{
+	wharf_port_ref(port);
+	if (!port->shut && port->state < WH_PORT_ENDING) {
+		wh_port_deliver_resumed(port);
+		if (port->blocked_starts || !wh_list_empty(&port->blocked_flows))
+			wh_port_room(port);
+	}
+	wh_calls_run_ends(port);
+	wh_port_run_done(port);
+	if (!port->shut && port->state < WH_PORT_ENDING)
+		wh_port_look_for_end(port);
+	wharf_port_unref(port);
 }

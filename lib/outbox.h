@@ -6,7 +6,7 @@
 #ifndef WH_OUTBOX_H
 #define WH_OUTBOX_H
 
-#include "port.h"
+#include "outmsg.h"
 
 static inline bool wh_window_open(const struct wharf_port *port)
 {
@@ -18,12 +18,18 @@ static inline bool wh_open_has_records(const struct wharf_port *port)
 	return port->open && !wh_encoder_empty(&port->open->encoder);
 }
 
-/* Until control records are added, all but an announcement are messages. */
+/* Until control records are added, all but an announcement and pieces are messages. */
 static inline uint32_t wh_outframe_messages(const struct wh_outframe *frame)
 {
 	if (frame->handed)
 		return frame->n_messages;
-	return frame->data ? frame->encoder.n_records - (uint32_t)(frame->announces >= 0) : 0;
+	return frame->data ? frame->encoder.n_records - frame->n_pieces - (uint32_t)(frame->announces >= 0) : 0;
+}
+
+/* What the records of one message may take, control room and frame header kept. */
+static inline uint32_t wh_port_message_room(const struct wharf_port *port)
+{
+	return port->tx_frame_bytes - WH_CONTROL_ROOM - (uint32_t)sizeof(struct wh_frame);
 }
 
 /* outframe.c */
@@ -31,17 +37,20 @@ bool wh_controls_due(const struct wharf_port *port);
 void wh_port_retry_later(struct wharf_port *port); /* a flush after a growing pause */
 
 /* outbox.c */
-enum wh_encoded { ENCODED, FRAME_FULL, FAILED };
-/*
- * Into the open frame, announcing segments before; on FAILED *ret_error says why. FRAME_FULL on an empty frame: it
- * never fits.
- */
-enum wh_encoded wh_outbox_encode(struct wharf_port *port, const struct wh_message_out *message, const int *fds,
-	uint64_t n_bytes, int *ret_error);
+bool wh_outbox_open(struct wharf_port *port); /* makes sure of an open frame. False: no memory */
+/* The announcement goes into the open frame, and ends it: its descriptors close the frame. */
+enum wh_encoded wh_outbox_announce(struct wharf_port *port, uint16_t slot, int *ret_error);
 /* The open frame goes to the kernel, or behind those that wait for it. False: the queue is full, it stays. */
 bool wh_outbox_turn_over(struct wharf_port *port);
 bool wh_outbox_takes_frame(const struct wharf_port *port); /* would it? */
-/* 0; -ENOMEM */
-int wh_outbox_queue(struct wharf_port *port, const struct wh_message_out *message, const int *fds, uint64_t n_bytes);
+/* May the flow queue a message of this cost? An empty queue takes one of any size. */
+bool wh_outflow_takes(const struct wh_flow *flow, uint64_t cost);
+/* Queues a copy. 0; -ENOMEM: m is as it was. */
+int wh_outflow_queue(struct wh_flow *flow, const struct wh_outmsg *m);
+/* Of what was accepted before the peer's limits were known: does it keep them? */
+bool wh_port_queue_fits(const struct wharf_port *port, const struct wh_hello *theirs);
+void wh_outflow_block(struct wh_flow *flow, uint64_t cost, uint32_t n_fds); /* its writer is told when that fits */
+void wh_outflow_look_for_end(struct wh_flow *flow); /* its last message may be in a frame: it may go with that */
+void wh_outflow_charge(struct wh_flow *flow, uint64_t payload_bytes);
 
 #endif

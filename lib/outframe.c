@@ -31,7 +31,8 @@ struct wh_outframe *wh_outframe_new(struct wharf_loop *loop)
 			return NULL;
 	}
 	frame->next = NULL;
-	frame->n_messages = 0;
+	frame->n_messages = frame->n_pieces = 0;
+	frame->ordinal = 0;
 	frame->n_bytes = 0;
 	frame->handed = frame->data = frame->close_fds = frame->bye = false;
 	frame->announces = -1;
@@ -74,16 +75,29 @@ void wh_port_retry_later(struct wharf_port *port)
 
 /* ---- Control records ---- */
 
-/* The bye is the last record of the last frame. */
+/* The bye is the last record of the last frame with messages; what was asked of this end is answered before. */
 static bool bye_due(const struct wharf_port *port)
 {
-	return port->state == WH_PORT_DRAINING && port->said_hello && !port->bye_encoded && !port->backlog &&
-		!port->frames && !wh_open_has_records(port);
+	return port->state == WH_PORT_DRAINING && port->said_hello && !port->bye_encoded && !port->queued_messages &&
+		!port->plain.out.first && !port->flows[WH_FLOW_ANSWER].n && !port->frames && !wh_open_has_records(port);
+}
+
+/* A farewell stays behind what the flow has encoded: frames that wait may be overtaken by one with control records. */
+static bool may_leave(const struct wharf_port *port, const struct wh_outframe *frame, const struct wh_flow *flow)
+{
+	return flow->out.ordinal <= port->handed_ordinal || (frame && flow->out.ordinal <= frame->ordinal);
+}
+
+static bool farewells_due(const struct wharf_port *port)
+{
+	return !wh_list_empty(&port->farewells) &&
+		may_leave(port, NULL, wh_container_of(port->farewells.next, struct wh_flow, farewells));
 }
 
 bool wh_controls_due(const struct wharf_port *port)
 {
-	return port->wake_due || port->report_due || port->retires_due || bye_due(port);
+	return port->wake_due || port->report_due || port->retires_due || !wh_list_empty(&port->credits_due) ||
+		farewells_due(port) || bye_due(port);
 }
 
 /* False: there was no room for all. */
@@ -98,6 +112,65 @@ static bool encode_slots(struct wh_encoder *encoder, uint64_t *slots, uint16_t a
 				return false;
 		}
 	return true;
+}
+
+static const uint8_t record_of[WH_FLOW_KINDS] = {
+	[WH_FLOW_STREAM_OUT] = WH_RECORD_ABORT,
+	[WH_FLOW_STREAM_IN] = WH_RECORD_ABORT,
+	[WH_FLOW_CALL] = WH_RECORD_CANCEL,
+	[WH_FLOW_ANSWER] = WH_RECORD_CANCEL,
+};
+
+static bool encode_farewell(struct wh_encoder *encoder, const struct wh_flow *flow)
+{
+	struct wh_abort abort = { .stream = (uint32_t)flow->id,
+		.app_code = flow->farewell_app_code,
+		.code = flow->farewell_code };
+	struct wh_cancel cancel = { .call = flow->id,
+		.app_code = flow->farewell_app_code,
+		.code = flow->farewell_code };
+
+	if (record_of[flow->kind] == WH_RECORD_ABORT)
+		return wh_encode_control(encoder, WH_RECORD_ABORT, &abort, 0);
+	return wh_encode_control(encoder, WH_RECORD_CANCEL, &cancel, 0);
+}
+
+static void encode_farewells(struct wharf_port *port, const struct wh_outframe *frame, struct wh_encoder *encoder)
+{
+	struct wh_list *node = port->farewells.next, *next;
+
+	for (; node != &port->farewells; node = next) {
+		struct wh_flow *flow = wh_container_of(node, struct wh_flow, farewells);
+		next = node->next;
+		if (!may_leave(port, frame, flow))
+			continue;
+		if (!encode_farewell(encoder, flow))
+			return;
+		wh_list_remove(node);
+		flow->farewell = false;
+		wh_flow_unref(flow);
+	}
+}
+
+/* The kind of record that credit lets the peer send. */
+static const uint8_t credited[WH_FLOW_KINDS] = {
+	[WH_FLOW_STREAM_IN] = WH_RECORD_MESSAGE,
+	[WH_FLOW_CALL] = WH_RECORD_REPLY,
+	[WH_FLOW_ANSWER] = WH_RECORD_CALL,
+};
+
+static void encode_credits(struct wharf_port *port, struct wh_encoder *encoder)
+{
+	while (!wh_list_empty(&port->credits_due)) {
+		struct wh_flow *flow = wh_container_of(port->credits_due.next, struct wh_flow, in.credit_due);
+		struct wh_credit credit = { .id = flow->id,
+			.bytes = flow->in.give_back_bytes,
+			.kind = credited[flow->kind] };
+		if (!wh_encode_control(encoder, WH_RECORD_CREDIT, &credit, 0))
+			return;
+		flow->in.give_back_bytes = 0;
+		wh_list_remove(&flow->in.credit_due);
+	}
 }
 
 /*
@@ -120,8 +193,10 @@ static void encode_controls(struct wharf_port *port, struct wh_outframe *frame)
 	if (port->retires_due)
 		port->retires_due =
 			!(encode_slots(encoder, port->retire_acks, 1) && encode_slots(encoder, port->retire_asks, 0));
+	encode_farewells(port, frame, encoder);
+	encode_credits(port, encoder);
 	if (bye_due(port)) {
-		struct wh_bye bye = { .code = WH_BYE_CLOSE };
+		struct wh_bye bye = { .code = WH_BYE_CLOSE, .last_call = port->flows[WH_FLOW_ANSWER].sequence };
 		if (wh_encode_control(encoder, WH_RECORD_BYE, &bye, 0))
 			port->bye_encoded = frame->bye = true;
 	}
@@ -137,6 +212,8 @@ void wh_port_hand(struct wharf_port *port, struct wh_outframe *frame)
 	frame->n_messages = wh_outframe_messages(frame);
 	frame->handed = true;
 	encode_controls(port, frame);
+	if (frame->ordinal)
+		port->handed_ordinal = frame->ordinal;
 	if (port->lease->turn != port->source.loop->turn)
 		wh_lease_turn(port->lease, port->source.loop->turn);
 	wh_lease_publish(port->lease);
@@ -157,6 +234,8 @@ static void frame_sent(struct wharf_port *port, struct wh_outframe *frame)
 	port->stats.tx_messages += frame->n_messages;
 	port->stats.tx_bytes += frame->n_bytes;
 	port->backoff_ns = 0;
+	if (frame->ordinal)
+		port->sent_ordinal = frame->ordinal;
 	if (frame->data) {
 		uint32_t n = frame->close_fds ? frame->tx.n_fds : 0;
 		port->window_bytes[port->frames_sent % WH_WINDOW_MAX] = frame->n_bytes;
@@ -232,7 +311,7 @@ void wh_port_send_bye(struct wharf_port *port, enum wh_bye_code code, uint32_t a
 {
 	_Alignas(64) unsigned char memory[sizeof(struct wh_frame) + sizeof(struct wh_bye)];
 	struct wh_encoder encoder;
-	struct wh_bye bye = { .code = code, .app_code = app_code };
+	struct wh_bye bye = { .code = code, .app_code = app_code, .last_call = port->flows[WH_FLOW_ANSWER].sequence };
 
 	/* Behind what the engine has, in front of what waits: the queue is dropped with the port. */
 	wh_engine_submit(port->source.loop->engine);

@@ -221,6 +221,9 @@ bool wh_lease_next_retire(struct wh_lease *lease, uint16_t *ret_slot);
 /* The peer has unmapped it: the memory goes when all leases' peers have. 0; -EPROTO: it was not asked to. */
 int wh_lease_retired(struct wh_lease *lease, uint16_t slot);
 
+/* wharf_buf_claim for the library's own use: a failure leaves no on_writable owed. size > 0. */
+int wh_buf_claim_quietly(struct wharf_pool *pool, size_t size, struct wharf_buf *ret_buf);
+
 /* In a forked child that starts over, after wh_control_restart: forgets the parent's pools. */
 void wh_pool_restart(void);
 

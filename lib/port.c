@@ -10,15 +10,6 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "options.h"
-
-#define DEFAULT_POOL_BYTES (64u << 20)
-#define DEFAULT_QUEUED_BYTES (4u << 20)
-#define DEFAULT_MAPPED_BYTES (1ull << 30)
-#define DEFAULT_MESSAGE_BYTES (64u << 20)
-/* More than one port's share of a turn under full load, so that it is felt only when one handler is slow. */
-#define DEFAULT_MSGS_PER_TURN 65536
-
 int wh_port_check(const struct wharf_port *port)
 {
 	if (wh_forked())
@@ -140,7 +131,12 @@ void wh_port_finish(struct wharf_port *port)
 	wh_assert(port->state == WH_PORT_ENDING);
 	/* Arrived before the end: delivered before it, unless the port failed or was aborted. */
 	port->state = WH_PORT_CLOSED;
+	wh_calls_end_all(port);
 	wh_port_drop_output(port);
+	wh_flows_fini(port);
+	wh_port_do_chores(port);
+	if (wh_list_linked(&port->chores))
+		wh_list_remove(&port->chores);
 	wh_port_flush_all_released(port);
 	port->reason.text = port->reason_text;
 	port->reason.peer = &port->peer;
@@ -157,7 +153,7 @@ void wh_port_finish(struct wharf_port *port)
 
 void wh_port_progress(struct wharf_port *port)
 {
-	if (port->state != WH_PORT_DRAINING || port->paused || !wh_list_empty(&port->held))
+	if (port->state != WH_PORT_DRAINING || port->paused || !wh_list_empty(&port->held) || port->n_aside)
 		return;
 	if (port->peer_bye && (port->bye_sent || port->eof))
 		wh_port_end(port, port->closed_here ? WHARF_CLOSE_LOCAL : WHARF_CLOSE_PEER, 0, "%s",
@@ -181,7 +177,7 @@ void wh_port_eof(struct wharf_port *port)
 		wh_port_linger(port);
 		return;
 	}
-	if (port->paused || !wh_list_empty(&port->held))
+	if (port->paused || !wh_list_empty(&port->held) || port->n_aside)
 		return; /* looked at again when they are delivered */
 	wh_port_progress(port);
 	if (port->said_hello)
@@ -215,7 +211,7 @@ static void on_event(struct wh_source *source, struct wh_event *event)
 	case WH_EVENT_SENT:
 	case WH_EVENT_WRITABLE:
 		wh_port_flush(port);
-		if (port->blocked && !port->shut)
+		if (!wh_list_empty(&port->blocked_flows) && !port->shut)
 			wh_port_room(port);
 		break;
 	case WH_EVENT_EOF:
@@ -262,7 +258,7 @@ static void on_deadline(struct wh_deadline *deadline)
 		/* Its end comes when what it had sent is delivered. */
 		if (port->eof)
 			return;
-		if (port->paused || !wh_list_empty(&port->held))
+		if (port->paused || !wh_list_empty(&port->held) || port->n_aside)
 			wh_loop_set_deadline(port->source.loop, &port->deadline, WH_GRACE_NS);
 		else
 			wh_port_end(port, WHARF_CLOSE_PEER_GONE, EPIPE, "the peer stopped reading");
@@ -288,7 +284,7 @@ void wh_port_kick(struct wharf_port *port, uint32_t reasons)
 }
 
 /* A pool does not hold its ports: the lease is detached before the port goes, so this pointer lives. */
-static void on_pool_kick(void *owner) { wh_port_kick(owner, WH_KICK_ROOM); }
+void wh_port_on_pool_kick(void *owner) { wh_port_kick(owner, WH_KICK_ROOM); }
 
 static void on_pool_room(struct wharf_port *port)
 {
@@ -315,6 +311,8 @@ static void on_kick(struct wh_kick *kick, uint32_t reasons)
 			port->wake_due = true;
 			wh_port_dirty(port);
 		}
+		if (reasons & WH_KICK_CREDIT)
+			wh_port_collect_returned(port);
 		if (reasons & WH_KICK_ROOM)
 			on_pool_room(port);
 		if ((reasons & WH_KICK_RETURNED) && port->state == WH_PORT_CLOSED) {
@@ -327,196 +325,25 @@ static void on_kick(struct wh_kick *kick, uint32_t reasons)
 	wharf_port_unref(port);
 }
 
-/* ---- Opening ---- */
-
-static int check_socket(int fd)
+void wh_port_callbacks(struct wharf_port *port)
 {
-	struct sockaddr_storage address;
-	socklen_t size = sizeof(int);
-	int type, domain;
-
-	if (getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &size) < 0)
-		return errno == ENOTSOCK ? -EPROTOTYPE : -errno;
-	size = sizeof(int);
-	if (getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &domain, &size) < 0)
-		return -errno;
-	if (type != SOCK_SEQPACKET || domain != AF_UNIX)
-		return -EPROTOTYPE;
-	size = sizeof(address);
-	/* Of a pair whose other end is closed already this still succeeds: what that had to say is queued here. */
-	return getpeername(fd, (struct sockaddr *)&address, &size) < 0 ? -errno : 0;
-}
-
-static int read_options(const struct wharf_port_options *given, struct wharf_port_options *o)
-{
-	int error = WH_OPTIONS_READ(given, o);
-
-	if (error)
-		return error;
-	if (!o->ops || o->flags & ~(uint32_t)WHARF_PORT_MAPS_HUGE || o->reserved || o->policy > WHARF_POLICY_KEEP_LATEST ||
-		o->untrusted > 1)
-		return -EINVAL;
-	if (o->policy != WHARF_POLICY_FAIL || o->unreleased_max)
-		return -EOPNOTSUPP;
-	if (o->rx_fds_max > WH_ENGINE_FDS_MAX || (o->name && strlen(o->name) > WHARF_NAME_MAX))
-		return -EINVAL;
-	if (!o->pool_bytes_max)
-		o->pool_bytes_max = DEFAULT_POOL_BYTES;
-	if (!o->tx_queued_bytes_max)
-		o->tx_queued_bytes_max = DEFAULT_QUEUED_BYTES;
-	if (!o->tx_fds_max)
-		o->tx_fds_max = WH_ENGINE_FDS_MAX;
-	if (!o->rx_mapped_bytes_max)
-		o->rx_mapped_bytes_max = DEFAULT_MAPPED_BYTES;
-	if (!o->rx_bytes_max)
-		o->rx_bytes_max = DEFAULT_MESSAGE_BYTES;
-	if (!o->rx_msgs_per_turn)
-		o->rx_msgs_per_turn = DEFAULT_MSGS_PER_TURN;
-	return 0;
-}
-
-static int join_pool(struct wharf_port *port, const struct wharf_port_options *o)
-{
-	wharf_pool *pool = o->pool;
-	int error;
-
-	if (!pool) {
-		error = wharf_pool_new(WHARF_OPT(pool, .bytes_max = o->pool_bytes_max, .name = o->name), &pool);
-		if (error)
-			return error;
-	}
-	error = wh_pool_attach(pool, port->source.loop, on_pool_kick, port, &port->lease);
-	if (!o->pool)
-		wharf_pool_unref(pool);
-	return error;
-}
-
-/* The room that a window of frames may take in the socket: as much as the system grants, up to 2 MiB. */
-static void size_socket(struct wharf_port *port, int fd)
-{
-	int want = 1 << 20, granted = 0;
-	socklen_t size = sizeof(granted);
-	uint32_t frame_bytes = port->source.loop->frame_bytes_max;
-
-	setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &want, sizeof(want));
-	if (getsockopt(fd, SOL_SOCKET, SO_SNDBUF, &granted, &size) < 0 || granted < 65536)
-		granted = 65536;
-	/* A quarter of each frame for the kernel's overhead, and room for control frames besides a full window. */
-	while (frame_bytes > WH_FRAME_BYTES_MIN &&
-		(uint32_t)granted / (frame_bytes + frame_bytes / 4) < WH_WINDOW_MIN + 2)
-		frame_bytes -= 1024;
-	port->tx_frame_bytes = frame_bytes & ~63u;
-	port->window = (uint32_t)wh_max(
-		WH_WINDOW_MIN, wh_min(WH_WINDOW_MAX, (uint32_t)granted / (frame_bytes + frame_bytes / 4) - 2));
-}
-
-int wh_port_open(struct wharf_loop *loop, int fd, const struct wharf_port_options *options,
-	int64_t default_open_timeout_ns, wharf_port **ret_port)
-{
-	static const struct wh_geometry nothing_announced[WH_SLOTS_MAX];
-	struct wharf_port_options o;
-	struct wharf_port_ops ops;
-	struct wharf_port *port;
-	int error, flags;
-
-	error = wh_loop_check(loop);
-	if (!error)
-		error = read_options(options, &o);
-	if (!error)
-		error = WH_OPTIONS_READ(o.ops, &ops);
-	if (!error)
-		error = check_socket(fd);
-	if (error)
-		return error;
-	error = wh_timers_reserve(&loop->timers, 2);
-	if (error)
-		return error;
-	port = wh_loop_alloc(loop, sizeof(*port));
-	if (!port) {
-		wh_timers_unreserve(&loop->timers, 2);
-		return -ENOMEM;
-	}
-	memset(port, 0, sizeof(*port));
 	port->source.event = on_event;
 	port->source.loop_freed = on_loop_freed;
-	port->source.loop = loop;
-	port->ops = ops;
-	port->user = o.user;
-	port->refs = 2; /* the application's, until on_close has run, and the loop's, until the socket is gone */
-	port->tx_queued_bytes_max = o.tx_queued_bytes_max;
-	port->flush_bytes = wh_min(WH_FLUSH_BYTES, o.tx_queued_bytes_max);
-	port->tx_fds_max = o.tx_fds_max;
-	port->tx_message_bytes_max = UINT64_MAX;
-	port->backlog_end = &port->backlog;
-	port->frames_end = &port->frames;
-	port->limits = (struct wh_decode_limits){
-		.slots = nothing_announced,
-		.frame_bytes_max = loop->frame_bytes_max,
-		.fds_max = o.rx_fds_max,
-		.message_bytes_max = o.rx_bytes_max,
-	};
-	port->report_every = WH_WINDOW_MIN / 2;
-	port->mapped_bytes_max = o.rx_mapped_bytes_max;
-	port->msgs_per_turn = o.rx_msgs_per_turn;
-	port->untrusted = o.untrusted;
-	port->maps_huge = o.flags & WHARF_PORT_MAPS_HUGE;
 	port->deadline.expired = on_deadline;
 	port->retry.expired = on_retry;
 	port->kick.run = on_kick;
-	atomic_init(&port->holding_fd, -1);
-	wh_list_init(&port->dirty);
-	wh_list_init(&port->waiting);
-	wh_list_init(&port->held);
-	wh_list_init(&port->ready);
-	wh_list_init(&port->ending);
-	error = join_pool(port, &o);
-	if (error) {
-		wh_timers_unreserve(&loop->timers, 2);
-		wh_loop_dealloc(loop, port);
-		return error;
-	}
-	fcntl(fd, F_SETFD, FD_CLOEXEC);
-	/* A parked receive needs a descriptor that may wait. */
-	flags = fcntl(fd, F_GETFL);
-	if (flags & O_NONBLOCK)
-		fcntl(fd, F_SETFL, flags & ~O_NONBLOCK);
-	setsockopt(fd, SOL_SOCKET, SO_PASSCRED, &(int){ 1 }, sizeof(int));
-	size_socket(port, fd);
-	wh_loop_add(loop, &port->source, fd);
-	loop->n_users++;
-	wh_engine_receive(loop->engine, &port->source.link);
-	wh_port_hello_init(port, &o);
-	wh_port_dirty(port);
-	if (!o.open_timeout_ns)
-		o.open_timeout_ns = default_open_timeout_ns;
-	if (o.open_timeout_ns > 0)
-		wh_loop_set_deadline(loop, &port->deadline, (uint64_t)o.open_timeout_ns);
-	if (ret_port)
-		*ret_port = port;
-	return 0;
-}
-
-void wh_port_forget(struct wharf_port *port)
-{
-	port->ops = (struct wharf_port_ops){ 0 };
-	wh_port_end(port, WHARF_CLOSE_ABORTED, 0, "not opened");
-}
-
-int wharf_pair(int ret_fds[2])
-{
-	if (wh_forked())
-		return -ECHILD;
-	if (!ret_fds)
-		return -EINVAL;
-	return socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ret_fds) < 0 ? -errno : 0;
-}
-
-int wharf_open(wharf_loop *loop, int fd, const struct wharf_port_options *options, wharf_port **ret_port)
-{
-	return wh_port_open(loop, fd, options, -1, ret_port);
 }
 
 /* ---- Closing ---- */
+
+void wh_port_drain(struct wharf_port *port)
+{
+	port->tx_plain = false;
+	if (port->state > WH_PORT_OPEN)
+		return;
+	port->state = WH_PORT_DRAINING;
+	wh_flows_give_up(port);
+}
 
 int wharf_port_close(wharf_port *port, int64_t timeout_ns)
 {
@@ -527,9 +354,7 @@ int wharf_port_close(wharf_port *port, int64_t timeout_ns)
 	if (port->closed_here)
 		return -EALREADY;
 	port->closed_here = true;
-	port->tx_plain = false;
-	if (port->state == WH_PORT_OPENING || port->state == WH_PORT_OPEN)
-		port->state = WH_PORT_DRAINING;
+	wh_port_drain(port);
 	/* A socket that is dead one way has its grace, and no more. */
 	if (!port->tx_dead)
 		wh_loop_clear_deadline(port->source.loop, &port->deadline);

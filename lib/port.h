@@ -10,6 +10,7 @@
 #ifndef WH_PORT_H
 #define WH_PORT_H
 
+#include "flow.h"
 #include "loop.h"
 #include "pool.h"
 #include "view.h"
@@ -36,13 +37,16 @@ enum wh_port_kick {
 	WH_KICK_ROOM = 1u << 0,          /* the pool may have room: wh_pool_room */
 	WH_KICK_WAKE = 1u << 1,          /* a release in another thread saw `wanted`: the peer is owed a wake */
 	WH_KICK_RETURNED = 1u << 2,      /* the last taken message was released */
+	WH_KICK_CREDIT = 1u << 3,        /* releases have given credit back */
 };
 
 /* A frame on its way out; from the loop's spare ones, so that an idle port has none. */
 struct wh_outframe {
 	struct wh_outframe *next;
 	uint32_t n_messages;             /* once handed to the engine */
+	uint32_t n_pieces;               /* records that do not end their message */
 	uint64_t n_bytes;                /* payload */
+	uint64_t ordinal;                /* of those that sends encode into, from 1 */
 	bool handed;
 	bool data;                       /* carries more than control records: counts against the window */
 	bool close_fds;                  /* ours, to be closed once sent */
@@ -52,15 +56,6 @@ struct wh_outframe {
 	int fds[WH_ENGINE_FDS_MAX];
 	struct wh_tx tx;
 	_Alignas(16) unsigned char bytes[];
-};
-
-/* A message that waits for the peer's hello. Followed in memory by pieces, runs, fds and copied bytes. */
-struct wh_outmsg {
-	struct wh_outmsg *next;
-	struct wh_message_out message;
-	uint64_t n_bytes;                /* payload */
-	uint64_t cost;                   /* against tx_queued_bytes_max */
-	int *fds;
 };
 
 /* A received frame that waits, because the port is paused or has had its turn. */
@@ -92,7 +87,7 @@ struct wharf_port {
 	enum wh_port_state state;
 
 	/* What a send looks at, together. */
-	bool tx_plain;                   /* OPEN, and no backlog: sends encode at once */
+	bool tx_plain;                   /* OPEN, and nothing waits for a place in a frame: sends encode at once */
 	uint32_t tx_frame_bytes;         /* frames that the peer takes, and of which the socket holds a window */
 	struct wh_outframe *open;        /* the frame that sends encode into, or NULL */
 	uint64_t tx_message_bytes_max;   /* the peer's; UINT64_MAX until its hello */
@@ -104,15 +99,11 @@ struct wharf_port {
 	struct wh_outframe *stuck;       /* the kernel had no room; goes first */
 	struct wh_outframe *frames, **frames_end; /* full, in order */
 	uint64_t frames_cost;            /* of those, against tx_queued_bytes_max */
-	struct wh_outmsg *backlog, **backlog_end; /* messages that no frame could be made for yet */
-	uint64_t backlog_messages, backlog_bytes, backlog_cost;
+	uint64_t ordinal, handed_ordinal, sent_ordinal; /* of the last frame opened, given to the engine, to the kernel */
 	uint64_t tx_queued_bytes_max;
 	uint64_t flush_bytes;            /* payload that makes a frame full */
 	uint64_t tx_mapped_bytes, tx_mapped_bytes_max; /* announced; the peer's cap */
-	uint64_t blocked_cost;           /* a send of this cost answered -EAGAIN */
 	uint32_t tx_fds_max, tx_fds_unread, tx_fds_queued;
-	uint32_t blocked_fds;
-	bool blocked;
 	bool tx_dead;                    /* the socket takes nothing any more */
 	bool backing_off;                /* the stuck frame waits for a timer, not for room in the socket */
 	bool hello_sent, bye_encoded, bye_sent;
@@ -127,6 +118,26 @@ struct wharf_port {
 	uint64_t window_bytes[WH_WINDOW_MAX]; /* of the last frames, by number modulo */
 	uint8_t window_fds[WH_WINDOW_MAX]; /* descriptors of the last frames, by number modulo */
 	struct wh_deadline retry;
+
+	/* Flows. */
+	struct wh_flow plain;
+	struct wh_flow_table flows[WH_FLOW_KINDS];
+	uint32_t flows_max[WH_FLOW_KINDS];
+	uint64_t tx_credit_bytes, rx_credit_bytes; /* what a flow begins with, there and here */
+	struct wh_list active;           /* flows with messages for the next frames, in turns */
+	struct wh_list blocked_flows;    /* a send to which answered -EAGAIN */
+	struct wh_list credits_due, farewells; /* flows whose peer is to be told */
+	struct wh_list resumed;          /* flows with records to deliver */
+	uint64_t queued_messages, queued_bytes; /* of all flows, not yet in frames */
+	uint64_t assembly_bytes, assembly_bytes_max;
+	uint32_t n_aside;                /* records that wait in paused flows */
+	bool blocked_starts;             /* a stream or call could not begin for want of a number */
+	bool tx_inline;                  /* no shared memory this way: the peer maps none, or it is not wanted */
+	bool pieces, peer_pieces;        /* messages are delivered in pieces, here and there */
+	struct wh_outmsg *done, **done_end; /* whose `done` is due */
+	struct wh_call *offered;         /* a request that the application may take now */
+	struct wh_list ended_calls;      /* whose on_end is due */
+	struct wh_list chores;           /* on loop->chores: callbacks are due that no event brings */
 
 	/* Frames in. */
 	struct wh_mapped *mapped;        /* NULL until the first announcement */
@@ -163,11 +174,15 @@ struct wharf_port {
 	struct wh_hello hello;           /* what this end says */
 };
 
-/* port.c */
+/* open.c */
 int wh_port_open(struct wharf_loop *loop, int fd, const struct wharf_port_options *options,
 	int64_t default_open_timeout_ns, wharf_port **ret_port);
 /* Undoes an open before the application has seen the port: no callback fires. */
 void wh_port_forget(struct wharf_port *port);
+
+/* port.c */
+void wh_port_callbacks(struct wharf_port *port); /* sets them */
+void wh_port_on_pool_kick(void *owner);
 int wh_port_check(const struct wharf_port *port); /* 0; -ECHILD; -EINVAL; -EPERM; -EPIPE: closed or ending */
 /* Fixes the reason; on_close follows in this turn. Does nothing if it is fixed already. error is a positive errno. */
 void wh_port_end(struct wharf_port *port, uint32_t code, int error, const char *format, ...)
@@ -187,11 +202,35 @@ void wh_port_hello_init(struct wharf_port *port, const struct wharf_port_options
 bool wh_port_say_hello(struct wharf_port *port); /* false: no memory */
 void wh_port_take_hello(struct wharf_port *port, const struct wh_hello *hello, const struct wh_event *event);
 
-/* send.c */
+void wh_port_drain(struct wharf_port *port);    /* nothing new is sent: what is queued, and answers */
+
+/* flow.c */
+void wh_port_flows_init(struct wharf_port *port, const struct wharf_port_options *options);
+void wh_port_flows_on_hello(struct wharf_port *port, const struct wh_hello *theirs);
+void wh_flows_give_up(struct wharf_port *port); /* streams and requests that nobody can end any more */
+void wh_flows_fini(struct wharf_port *port);
+void wh_port_collect_returned(struct wharf_port *port);
+
+/* outbox.c */
+void wh_outflow_look(struct wh_flow *flow);     /* its credit or its queue has changed */
+void wh_outflow_drop(struct wh_flow *flow);
+
+/* call.c */
+void wh_call_writable(struct wh_flow *flow);
+void wh_calls_end_all(struct wharf_port *port); /* the port ends: on_end of each */
+void wh_calls_on_bye(struct wharf_port *port, uint64_t last_call); /* those behind it were not seen */
+void wh_calls_run_ends(struct wharf_port *port); /* on_end of those that have ended */
+void wh_call_give_up(struct wh_flow *flow);
+void wh_answer_sent(struct wh_flow *flow);      /* the last reply is in a frame */
+extern const size_t wh_answer_bytes;            /* of the structure that an answer is made in */
+
+/* send.c, outbox.c, outframe.c */
 void wh_port_flush(struct wharf_port *port);
 void wh_port_hand(struct wharf_port *port, struct wh_outframe *frame); /* to the engine, with control records */
 uint32_t wh_port_bytes_max(const struct wharf_port *port);
 void wh_port_queued(const struct wharf_port *port, uint64_t *ret_messages, uint64_t *ret_bytes);
+void wh_port_chore(struct wharf_port *port);    /* has wh_port_do_chores called in this turn */
+void wh_port_do_chores(struct wharf_port *port);
 /* settles the frame that the engine has finished with. False: one is still with it */
 bool wh_port_reap(struct wharf_port *port);
 void wh_port_read_by_peer(struct wharf_port *port, uint64_t frames);
@@ -205,6 +244,7 @@ void wh_outframes_free(struct wharf_loop *loop);
 /* receive.c */
 void wh_port_receive(struct wharf_port *port, struct wh_event *event);
 void wh_port_deliver_held(struct wharf_port *port);
+void wh_port_look_for_end(struct wharf_port *port); /* when nothing waits to be delivered any more */
 void wh_port_drop_input(struct wharf_port *port);
 
 void wh_fds_close(const int *fds, size_t n); /* but for those that are -1 */

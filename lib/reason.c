@@ -27,3 +27,18 @@ const char *wharf_close_name(uint32_t code)
 	default: return "unknown";
 	}
 }
+
+const char *wharf_end_name(uint32_t reason)
+{
+	switch (reason) {
+	case WHARF_END_LAST: return "answered";
+	case WHARF_END_DEADLINE: return "deadline";
+	case WHARF_END_CANCEL: return "cancelled";
+	case WHARF_END_PEER_GONE: return "peer gone";
+	case WHARF_END_CLOSED: return "closed";
+	case WHARF_END_NO_REPLY: return "no reply";
+	case WHARF_END_REFUSED: return "refused";
+	case WHARF_END_ERROR: return "system error";
+	default: return "unknown";
+	}
+}

@@ -11,16 +11,7 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "message.h"
-
-/* One frame on its way through the records, from the engine's buffer or from a held copy. */
-struct rx {
-	const struct wh_frame *frame;
-	int *fds; /* an entry is -1 once it has found its owner */
-	uint32_t n_fds;
-	bool fds_lost;
-	bool controls_done; /* when the frame was held */
-};
+#include "receive.h"
 
 /* Control records follow the data of their frame, if it has any. */
 static bool is_data(const struct wh_frame *frame)
@@ -37,7 +28,7 @@ static bool is_data(const struct wh_frame *frame)
 	}
 }
 
-static bool stopped(const struct wharf_port *port) { return port->paused || port->state >= WH_PORT_ENDING; }
+static bool stopped(const struct wharf_port *port) { return wh_port_stopped(port); }
 
 /* ---- Control records ---- */
 
@@ -46,10 +37,9 @@ static void on_bye(struct wharf_port *port, const struct wh_bye *bye)
 	switch (bye->code) {
 	case WH_BYE_CLOSE:
 		port->peer_bye = true;
-		if (port->state <= WH_PORT_OPEN) {
-			port->state = WH_PORT_DRAINING;
-			port->tx_plain = false;
-		}
+		wh_calls_on_bye(port, bye->last_call);
+		if (port->state <= WH_PORT_OPEN)
+			wh_port_drain(port);
 		if (!port->said_hello)
 			port->bye_sent = true; /* it has not asked for anything, and will not */
 		wh_port_dirty(port);
@@ -69,7 +59,7 @@ static void on_bye(struct wharf_port *port, const struct wh_bye *bye)
 }
 
 /* What must not wait behind messages that wait. */
-static void handle_control(struct wharf_port *port, const struct wh_record *r, struct rx *rx)
+static void handle_control(struct wharf_port *port, const struct wh_record *r, struct wh_rx *rx)
 {
 	switch (r->kind) {
 	case WH_RECORD_ANNOUNCE:
@@ -83,106 +73,44 @@ static void handle_control(struct wharf_port *port, const struct wh_record *r, s
 		port->stats.wakes_received++;
 		port->harvest_due = true;
 		break;
+	case WH_RECORD_CREDIT:
+		wh_flow_on_credit(port, (const struct wh_credit *)r);
+		break;
+	case WH_RECORD_ABORT:
+		wh_flow_on_abort(port, (const struct wh_abort *)r);
+		break;
+	case WH_RECORD_CANCEL:
+		wh_call_on_cancel(port, (const struct wh_cancel *)r);
+		break;
 	default:
 		wh_port_violation(port, "a record of a feature that was not agreed on");
 	}
 }
 
-static bool is_ordered(uint8_t kind) { return kind == WH_RECORD_MESSAGE || kind == WH_RECORD_BYE; }
-
-static void handle_controls_from(struct wharf_port *port, const struct wh_record *r, struct rx *rx)
+static bool is_message(uint8_t kind)
 {
-	for (const struct wh_record *end = wh_frame_end(rx->frame); r != end && port->state < WH_PORT_ENDING;
-		r = wh_record_next(r))
+	return kind == WH_RECORD_MESSAGE || kind == WH_RECORD_CALL || kind == WH_RECORD_REPLY;
+}
+
+static bool is_ordered(uint8_t kind) { return is_message(kind) || kind == WH_RECORD_BYE; }
+
+static void handle_controls_from(
+	struct wharf_port *port, const struct wh_record *r, const struct wh_record *end, struct wh_rx *rx)
+{
+	for (; r != end && port->state < WH_PORT_ENDING; r = wh_record_next(r))
 		if (!is_ordered(r->kind))
 			handle_control(port, r, rx);
-	rx->controls_done = true;
 }
 
 /* ---- Messages ---- */
 
-static void call_handler(struct wharf_port *port, struct wh_message *m)
-{
-	struct wh_message *copy = m;
-
-	if (port->untrusted) {
-		/* A copy that the peer cannot change under the reader. */
-		copy = wh_message_take(m, true);
-		if (!copy) {
-			wh_port_end(
-				port, WHARF_CLOSE_ERROR, ENOMEM, "no memory for a message of %zu bytes", m->pub.size);
-			return;
-		}
-	}
-	if (port->ops.on_message)
-		port->ops.on_message(port, &copy->pub, port->user);
-	if (copy != m) {
-		copy->is_taken = false; /* was about the borrowed one */
-		wh_message_unref(copy);
-	} else {
-		free(m->joined);
-	}
-}
-
-/* Any message: several slices, inline bytes, descriptors. */
-static void deliver_any(struct wharf_port *port, const struct wh_record *r, struct rx *rx)
-{
-	const uint8_t whole = WH_RECORD_FIRST | WH_RECORD_LAST;
-	const struct wh_message_in in = wh_message_read(r);
-	struct wharf_slice slices[WH_WIRE_ITEMS_MAX];
-	int fds[WH_ENGINE_FDS_MAX];
-	struct wh_message m = {
-		.pub = { .type = in.record->type,
-			.slices = slices,
-			.n_slices = r->n_items,
-			.n_fds = in.n_fds,
-			.fds = fds,
-			.sent_ns = rx->frame->turn_ns },
-		.port = port,
-		.runs = in.runs,
-		.fds = fds,
-	};
-
-	if ((r->flags & ~WH_RECORD_FDS) != whole || in.record->stream) {
-		wh_port_violation(port, "fragments or streams, which were not agreed on");
-		return;
-	}
-	for (unsigned i = 0; i < r->n_items; i++) {
-		const struct wh_run *run = &in.runs[i];
-		slices[i].size = run->size;
-		m.pub.size += run->size;
-		if (run->n_chunks) {
-			slices[i].data = wh_view_at(port->views[run->slot], run->first, run->offset);
-			wh_view_hold(port->views[run->slot], run->first / 64, wh_run_mask(run));
-		} else {
-			slices[i].data = (const char *)r + run->first;
-		}
-	}
-	for (uint32_t i = 0; i < in.n_fds; i++) {
-		fds[i] = i < rx->n_fds ? rx->fds[i] : -1;
-		if (fds[i] < 0)
-			m.pub.flags |= WHARF_MSG_FDS_LOST;
-		else
-			rx->fds[i] = -1;
-	}
-	port->stats.rx_messages++;
-	port->stats.rx_bytes += m.pub.size;
-	port->bytes_unreported += m.pub.size;
-	port->stats.rx_fds += in.n_fds;
-	call_handler(port, &m);
-	wh_fds_close(fds, in.n_fds);
-	for (unsigned i = 0; i < r->n_items && !m.is_taken; i++)
-		if (in.runs[i].n_chunks)
-			wh_port_release_run(port, &in.runs[i]);
-}
-
 /* Handles records from `r` on until the end of the frame or until the port is stopped; returns where it stopped. */
-static const struct wh_record *deliver(struct wharf_port *port, const struct wh_record *r, struct rx *rx)
+static const struct wh_record *deliver(struct wharf_port *port, const struct wh_record *r,
+	const struct wh_record *end, bool controls_done, struct wh_rx *rx)
 {
-	const struct wh_record *end = wh_frame_end(rx->frame);
 	struct wharf_slice slice;
 	struct wh_message m = {
-		.pub = { .slices = &slice, .n_slices = 1, .sent_ns = rx->frame->turn_ns },
+		.pub = { .slices = &slice, .n_slices = 1, .sent_ns = rx->sent_ns },
 		.port = port,
 	};
 	uint64_t n_messages = 0, n_bytes = 0;
@@ -191,16 +119,18 @@ static const struct wh_record *deliver(struct wharf_port *port, const struct wh_
 		const struct wh_run *run;
 
 		if (wh_unlikely(r->kind != WH_RECORD_MESSAGE)) {
-			if (r->kind == WH_RECORD_BYE)
+			if (is_message(r->kind))
+				wh_flow_arrive(port, r, rx);
+			else if (r->kind == WH_RECORD_BYE)
 				on_bye(port, (const struct wh_bye *)r);
-			else if (!rx->controls_done)
+			else if (!controls_done)
 				handle_control(port, r, rx);
 			continue;
 		}
 		run = (const struct wh_run *)((const char *)r + sizeof(struct wh_message_record));
-		if (wh_unlikely(r->flags != (WH_RECORD_FIRST | WH_RECORD_LAST) || r->n_items != 1 ||
-			    ((const struct wh_message_record *)r)->stream || port->untrusted)) {
-			deliver_any(port, r, rx);
+		if (wh_unlikely(r->flags != (WH_RECORD_FIRST | WH_RECORD_LAST) || r->n_items != 1 || port->untrusted ||
+			    port->plain.in.assembly)) {
+			wh_flow_arrive(port, r, rx);
 			continue;
 		}
 		/* Most messages: whole, in one piece. What does not change between them stays out of the loop. */
@@ -212,7 +142,7 @@ static const struct wh_record *deliver(struct wharf_port *port, const struct wh_
 		}
 		slice.size = run->size;
 		m.pub.type = ((const struct wh_message_record *)r)->type;
-		m.pub.size = run->size;
+		m.pub.size = m.pub.total_bytes = run->size;
 		m.runs = run;
 		n_messages++;
 		n_bytes += run->size;
@@ -283,27 +213,27 @@ static bool must_wait(const struct wh_record *from, const struct wh_frame *frame
 	return false;
 }
 
-static void hold(struct wharf_port *port, const struct wh_record *from, struct rx *rx)
+static void hold(
+	struct wharf_port *port, const struct wh_record *from, const struct wh_frame *frame, struct wh_rx *rx)
 {
 	struct wh_held *held;
 
-	if (!rx->controls_done)
-		handle_controls_from(port, from, rx);
-	if (port->state >= WH_PORT_ENDING || !must_wait(from, rx->frame))
+	handle_controls_from(port, from, wh_frame_end(frame), rx);
+	if (port->state >= WH_PORT_ENDING || !must_wait(from, frame))
 		return;
 	if (port->n_held > WH_WINDOW_MAX) {
 		wh_port_violation(port, "it sends more frames than its window");
 		return;
 	}
-	held = aligned_alloc(64, wh_align_up(sizeof(*held) + rx->frame->size, 64));
+	held = aligned_alloc(64, wh_align_up(sizeof(*held) + frame->size, 64));
 	if (!held) {
 		wh_port_end(port, WHARF_CLOSE_ERROR, ENOMEM, "no memory to hold a frame while paused");
 		return;
 	}
-	held->offset = (uint32_t)((const char *)from - (const char *)rx->frame);
+	held->offset = (uint32_t)((const char *)from - (const char *)frame);
 	held->n_fds = rx->n_fds;
 	held->fds_lost = rx->fds_lost;
-	memcpy(held->frame, rx->frame, rx->frame->size);
+	memcpy(held->frame, frame, frame->size);
 	for (uint32_t i = 0; i < rx->n_fds; i++) {
 		held->fds[i] = rx->fds[i];
 		rx->fds[i] = -1;
@@ -326,15 +256,14 @@ void wh_port_deliver_held(struct wharf_port *port)
 	while (!stopped(port) && !wh_list_empty(&port->held) && !share_is_used(port)) {
 		struct wh_held *held = wh_container_of(port->held.next, struct wh_held, link);
 		const struct wh_frame *frame = (const struct wh_frame *)held->frame;
-		struct rx rx = { .frame = frame,
+		struct wh_rx rx = { .sent_ns = frame->turn_ns,
 			.fds = held->fds,
 			.n_fds = held->n_fds,
-			.fds_lost = held->fds_lost,
-			.controls_done = true };
+			.fds_lost = held->fds_lost };
 		const struct wh_record *r = (const struct wh_record *)(held->frame + held->offset);
 
 		count_share(port, frame);
-		r = deliver(port, r, &rx);
+		r = deliver(port, r, wh_frame_end(frame), true, &rx);
 		held->offset = (uint32_t)((const char *)r - (const char *)frame);
 		if (r != wh_frame_end(frame))
 			break;
@@ -344,10 +273,34 @@ void wh_port_deliver_held(struct wharf_port *port)
 	}
 	wh_port_flush_all_released(port);
 	schedule_held(port);
-	if (wh_list_empty(&port->held) && !port->paused) {
-		wh_port_progress(port);
-		if (port->eof)
-			wh_port_eof(port);
+	/* Ends of calls wait for the replies before them, what was put aside for its port. */
+	if (wh_list_empty(&port->held) && (!wh_list_empty(&port->ended_calls) || !wh_list_empty(&port->resumed)))
+		wh_port_chore(port);
+	wh_port_look_for_end(port);
+}
+
+void wh_port_look_for_end(struct wharf_port *port)
+{
+	if (port->paused || !wh_list_empty(&port->held) || port->n_aside)
+		return;
+	wh_port_progress(port);
+	if (port->eof)
+		wh_port_eof(port);
+}
+
+void wh_port_drop_held(struct wharf_port *port, enum wh_record_kind kind, uint64_t id)
+{
+	for (struct wh_list *node = port->held.next; node != &port->held; node = node->next) {
+		struct wh_held *held = wh_container_of(node, struct wh_held, link);
+		const struct wh_record *end = wh_frame_end(held->frame);
+		struct wh_record *r = (struct wh_record *)(held->frame + held->offset);
+		for (; r != end; r = (struct wh_record *)((char *)r + r->size)) {
+			if (r->kind != kind)
+				continue;
+			if (kind == WH_RECORD_MESSAGE ? ((struct wh_message_record *)r)->stream == id
+						      : wh_message_read(r).call == id)
+				r->flags |= WH_RECORD_DROPPED;
+		}
 	}
 }
 
@@ -381,7 +334,8 @@ static void deliver_all_held(struct wharf_port *port)
 
 static void receive(struct wharf_port *port, struct wh_event *event)
 {
-	struct rx rx = { .frame = event->bytes, .fds = event->fds, .n_fds = event->n_fds, .fds_lost = event->fds_lost };
+	const struct wh_frame *frame = event->bytes;
+	struct wh_rx rx = { .fds = event->fds, .n_fds = event->n_fds, .fds_lost = event->fds_lost };
 	const struct wh_record *r;
 	const char *why = "a frame larger than it was told";
 	int error = -EPROTO;
@@ -402,26 +356,27 @@ static void receive(struct wharf_port *port, struct wh_event *event)
 	}
 	port->stats.rx_frames++;
 	wh_port_reap(port);
-	wh_port_read_by_peer(port, rx.frame->consumed);
+	wh_port_read_by_peer(port, frame->consumed);
 	if (port->state >= WH_PORT_ENDING)
 		return;
-	r = wh_frame_first(rx.frame);
+	rx.sent_ns = frame->turn_ns;
+	r = wh_frame_first(frame);
 	if (!port->said_hello && r->kind == WH_RECORD_HELLO) {
 		wh_port_take_hello(port, (const struct wh_hello *)r, event);
 		return;
 	}
 	if (stopped(port) || !wh_list_empty(&port->held) || share_is_used(port)) {
-		hold(port, r, &rx);
+		hold(port, r, frame, &rx);
 		return;
 	}
-	count_share(port, rx.frame);
-	r = deliver(port, r, &rx);
+	count_share(port, frame);
+	r = deliver(port, r, wh_frame_end(frame), false, &rx);
 	wh_port_flush_all_released(port);
-	if (r != wh_frame_end(rx.frame)) {
-		hold(port, r, &rx);
+	if (r != wh_frame_end(frame)) {
+		hold(port, r, frame, &rx);
 		return;
 	}
-	frame_read(port, rx.frame);
+	frame_read(port, frame);
 }
 
 void wh_port_receive(struct wharf_port *port, struct wh_event *event)
@@ -439,7 +394,7 @@ void wh_port_receive(struct wharf_port *port, struct wh_event *event)
 			wh_port_violation(port, "it released memory that it did not hold");
 		else
 			wh_port_room(port);
-	} else if (port->blocked) {
+	} else if (!wh_list_empty(&port->blocked_flows)) {
 		wh_port_room(port);
 	}
 }

@@ -9,27 +9,15 @@
 
 enum { RUN_RECORD = sizeof(struct wh_message_record) + sizeof(struct wh_run) };
 
-/* What the records of one message may take, control room and frame header kept. */
-static uint32_t message_room(const struct wharf_port *port)
-{
-	return port->tx_frame_bytes - WH_CONTROL_ROOM - (uint32_t)sizeof(struct wh_frame);
-}
-
 uint32_t wh_port_bytes_max(const struct wharf_port *port)
 {
 	/* As one part, with descriptors, rounded. */
-	return message_room(port) - (uint32_t)(sizeof(struct wh_message_record) + 8 + sizeof(struct wh_run) + 8);
+	return wh_port_message_room(port) - (uint32_t)(sizeof(struct wh_message_record) + 8 + sizeof(struct wh_run) + 8);
 }
 
 static bool fds_fit(const struct wharf_port *port, uint32_t n_fds)
 {
 	return port->tx_fds_unread + port->tx_fds_queued + n_fds <= port->tx_fds_max;
-}
-
-/* Of messages that wait for the hello: an empty backlog takes one of any size. */
-static bool backlog_takes(const struct wharf_port *port, uint64_t cost)
-{
-	return !port->backlog || port->backlog_cost + cost <= port->tx_queued_bytes_max;
 }
 
 void wh_port_read_by_peer(struct wharf_port *port, uint64_t frames)
@@ -44,8 +32,35 @@ void wh_port_read_by_peer(struct wharf_port *port, uint64_t frames)
 		port->tx_fds_unread -= port->window_fds[port->frames_read_by_peer % WH_WINDOW_MAX];
 		port->bytes_unread -= port->window_bytes[port->frames_read_by_peer % WH_WINDOW_MAX];
 	}
-	if (port->backlog || port->frames || port->open || port->blocked)
+	if (!wh_list_empty(&port->active) || port->frames || port->open || !wh_list_empty(&port->blocked_flows))
 		wh_port_dirty(port);
+}
+
+/* Would what the flow was refused succeed now? */
+static bool unblocked(const struct wharf_port *port, const struct wh_flow *flow)
+{
+	return fds_fit(port, flow->out.blocked_fds) && wh_outflow_takes(flow, flow->out.blocked_cost) &&
+		wh_outbox_takes_frame(port);
+}
+
+/* The flows that may go on; those of calls are told at once. True: the port is to be told. */
+static bool unblock_flows(struct wharf_port *port)
+{
+	struct wh_list blocked, *node;
+	bool tell = false;
+
+	wh_list_init(&blocked);
+	wh_list_splice(&blocked, &port->blocked_flows);
+	while ((node = wh_list_take_first(&blocked))) {
+		struct wh_flow *flow = wh_container_of(node, struct wh_flow, out.blocked);
+		if (!unblocked(port, flow))
+			wh_list_append(&port->blocked_flows, node);
+		else if (flow->kind == WH_FLOW_CALL || flow->kind == WH_FLOW_ANSWER)
+			wh_call_writable(flow);
+		else
+			tell = true;
+	}
+	return tell;
 }
 
 void wh_port_room(struct wharf_port *port)
@@ -53,82 +68,20 @@ void wh_port_room(struct wharf_port *port)
 	/* In every state: private words are given back here, and the lease may be kicked again. */
 	bool tell = wh_pool_room(wh_lease_pool(port->lease), port->lease);
 
-	if (port->state > WH_PORT_OPEN)
+	if (port->state >= WH_PORT_ENDING)
 		return;
-	if (port->blocked && fds_fit(port, port->blocked_fds) && backlog_takes(port, port->blocked_cost) &&
-		wh_outbox_takes_frame(port)) {
-		port->blocked = false;
+	tell |= unblock_flows(port);
+	if (port->blocked_starts && port->flows[WH_FLOW_STREAM_OUT].n < port->flows_max[WH_FLOW_STREAM_OUT] &&
+		port->flows[WH_FLOW_CALL].n < port->flows_max[WH_FLOW_CALL]) {
+		port->blocked_starts = false;
 		tell = true;
 	}
-	if (tell && port->ops.on_writable)
+	if (tell && port->ops.on_writable && port->state <= WH_PORT_OPEN)
 		port->ops.on_writable(port, port->user);
 }
 
-/* ---- Sending: the public functions ---- */
-
-struct outgoing {
-	struct wh_message_out message;
-	struct wh_piece pieces[WH_WIRE_ITEMS_MAX];
-	struct wh_run runs[WH_WIRE_ITEMS_MAX];
-	int fds[WH_ENGINE_FDS_MAX];
-	uint32_t n_lent;
-	uint64_t n_bytes;
-};
-
-static int check_parts(const struct wharf_out *out)
-{
-	if (out->flags & ~(uint32_t)WHARF_FDS_MOVE || out->n_parts > WH_WIRE_ITEMS_MAX ||
-		(out->n_parts && !out->parts) || (out->n_fds && !out->fds) || out->reserved[0] || out->reserved[1] ||
-		out->reserved[2])
-		return -EINVAL;
-	if (out->key)
-		return -EOPNOTSUPP;
-	for (size_t i = 0; i < out->n_parts; i++) {
-		const struct wharf_part *part = &out->parts[i];
-		if (part->done)
-			return -EOPNOTSUPP;
-		if (part->reserved[0] || part->reserved[1] || (part->buf && part->bytes) ||
-			(!part->buf && !part->bytes && part->size) || (!part->buf && part->offset))
-			return -EINVAL;
-		for (size_t j = 0; part->buf && j < i; j++)
-			if (out->parts[j].buf == part->buf)
-				return -EINVAL;
-	}
-	return 0;
-}
-
-static void take_back(struct wharf_port *port, struct outgoing *o)
-{
-	while (o->n_lent)
-		wh_lease_take_back(port->lease, &o->runs[--o->n_lent]);
-}
-
-static int lend_parts(struct wharf_port *port, const struct wharf_out *out, struct outgoing *o)
-{
-	for (size_t i = 0; i < out->n_parts; i++) {
-		const struct wharf_part *part = &out->parts[i];
-		struct wh_piece *piece = &o->pieces[i];
-		if (part->buf) {
-			struct wh_run *run = &o->runs[o->n_lent];
-			size_t size = part->size ? part->size : part->buf->size - wh_min(part->offset, part->buf->size);
-			int error = wh_lease_lend(port->lease, part->buf, part->offset, size, 0, run);
-			if (error)
-				return error;
-			o->n_lent++;
-			*piece = (struct wh_piece){ .run = run };
-			o->n_bytes += size;
-			continue;
-		}
-		if (part->size > WH_FRAME_BYTES_MAX)
-			return -EMSGSIZE;
-		*piece = (struct wh_piece){ .bytes = part->bytes, .size = (uint32_t)part->size };
-		o->n_bytes += part->size;
-	}
-	return 0;
-}
-
 /* Duplicates, or checks, before anything is accepted. */
-static int take_fds(const struct wharf_out *out, struct outgoing *o)
+static int take_fds(const struct wharf_out *out, int *fds)
 {
 	/* One number twice would be closed twice. */
 	for (size_t i = 1; out->flags & WHARF_FDS_MOVE && i < out->n_fds; i++)
@@ -136,119 +89,152 @@ static int take_fds(const struct wharf_out *out, struct outgoing *o)
 			if (out->fds[i] == out->fds[j])
 				return -EINVAL;
 	for (size_t i = 0; i < out->n_fds; i++) {
-		o->fds[i] = out->flags & WHARF_FDS_MOVE ? out->fds[i] : fcntl(out->fds[i], F_DUPFD_CLOEXEC, 0);
-		if (o->fds[i] < 0 || (out->flags & WHARF_FDS_MOVE && fcntl(o->fds[i], F_GETFD) < 0)) {
+		fds[i] = out->flags & WHARF_FDS_MOVE ? out->fds[i] : fcntl(out->fds[i], F_DUPFD_CLOEXEC, 0);
+		if (fds[i] < 0 || (out->flags & WHARF_FDS_MOVE && fcntl(fds[i], F_GETFD) < 0)) {
 			int error = out->flags & WHARF_FDS_MOVE ? -EBADF : -errno;
 			if (!(out->flags & WHARF_FDS_MOVE))
-				wh_fds_close(o->fds, i);
+				wh_fds_close(fds, i);
 			return error;
 		}
 	}
 	return 0;
 }
 
-static int again(struct wharf_port *port, uint64_t cost, uint32_t n_fds)
+void wh_outflow_block(struct wh_flow *flow, uint64_t cost, uint32_t n_fds)
 {
+	bool first = !wh_list_linked(&flow->out.blocked);
+
 	/* Of several refused the smallest is remembered: it must not wait for the room of a larger one. */
-	port->blocked_cost = port->blocked ? wh_min(port->blocked_cost, cost) : cost;
-	port->blocked_fds = port->blocked ? (uint32_t)wh_min(port->blocked_fds, n_fds) : n_fds;
-	port->blocked = true;
-	port->stats.tx_again++;
+	flow->out.blocked_cost = first ? cost : wh_min(flow->out.blocked_cost, cost);
+	flow->out.blocked_fds = first ? n_fds : (uint32_t)wh_min(flow->out.blocked_fds, n_fds);
+	if (first)
+		wh_list_append(&flow->port->blocked_flows, &flow->out.blocked);
+}
+
+static int again(struct wh_flow *flow, uint64_t cost, uint32_t n_fds)
+{
+	wh_outflow_block(flow, cost, n_fds);
+	flow->port->stats.tx_again++;
 	return -EAGAIN;
 }
 
-/* Into the open frame, or, before the hello, on the backlog. What it returns is the send's result. */
-static int place(struct wharf_port *port, struct outgoing *o)
+enum { MUST_WAIT = 1 };
+
+/* Into the open frame. 0; MUST_WAIT; negative. */
+static int encode_now(struct wharf_port *port, struct wh_outmsg *m)
 {
-	const uint64_t cost = o->n_bytes + sizeof(struct wh_outmsg);
+	uint64_t bytes = m->left_bytes;
 	int error = 0;
 
-	if (!port->tx_plain) {
-		if (!backlog_takes(port, cost))
-			return again(port, cost, o->message.n_fds);
-		return wh_outbox_queue(port, &o->message, o->fds, o->n_bytes);
-	}
-	/* Full of payload, and the queue had no room for it. */
+	/* Full of payload, and the queue has no room for it. */
 	if (port->open && port->open->n_bytes >= port->flush_bytes && !wh_outbox_turn_over(port))
-		return again(port, 0, o->message.n_fds);
+		return -EAGAIN;
 	for (;;) {
-		switch (wh_outbox_encode(port, &o->message, o->fds, o->n_bytes, &error)) {
-		case ENCODED:
-			wh_port_dirty(port);
+		switch (wh_outmsg_encode(port, m, false, &error)) {
+		case WH_ENCODED:
+			wh_outflow_charge(m->flow, bytes);
 			return 0;
-		case FAILED:
-			return error;
-		case FRAME_FULL:
-			if (wh_encoder_empty(&port->open->encoder))
-				return -EMSGSIZE;
+		case WH_FRAME_FULL:
 			if (!wh_outbox_turn_over(port))
-				return again(port, 0, o->message.n_fds);
+				return -EAGAIN;
 			if (port->state >= WH_PORT_ENDING || port->tx_dead)
 				return -EPIPE;
+			continue;
+		case WH_ENCODE_FAILED:
+			return error;
+		default:
+			return MUST_WAIT;
 		}
 	}
 }
 
-int wharf_send(wharf_port *port, const struct wharf_out *out)
+/* At once if nothing waits, else in its flow. */
+static int place(struct wharf_port *port, struct wh_outmsg *m)
 {
-	struct outgoing o;
-	int error = wh_port_check(port);
+	int error = MUST_WAIT;
+
+	if (port->tx_plain && !m->by_reference) {
+		/*
+		 * A frame may leave before this message is encoded, or it may be refused: its chunks are not yet the
+		 * peer's to release.
+		 */
+		wh_lease_hold(port->lease);
+		error = encode_now(port, m);
+		if (error)
+			wh_outmsg_take_back(port, m);
+		wh_lease_unhold(port->lease);
+		if (error == -EAGAIN && !m->must)
+			return again(m->flow, 0, m->n_fds);
+	}
+	if (error != MUST_WAIT && error != -EAGAIN)
+		return error;
+	if (!m->must && !wh_outflow_takes(m->flow, m->cost))
+		return again(m->flow, m->cost, m->n_fds);
+	return wh_outflow_queue(m->flow, m);
+}
+
+int wh_port_send(struct wharf_port *port, struct wh_outmsg *m, const struct wharf_out *out)
+{
+	struct wh_outmsg_room room;
+	uint64_t bytes;
+	int error = wh_outmsg_read(port, out, m, &room);
 
 	if (error)
 		return error;
-	if (!out)
-		return -EINVAL;
-	error = check_parts(out);
-	if (error)
-		return error;
-	if (port->state == WH_PORT_DRAINING || port->tx_dead)
+	if (port->tx_dead)
 		return -EPIPE;
 	if (out->n_fds > WH_ENGINE_FDS_MAX || (port->said_hello && out->n_fds > port->peer.fds_max) ||
 		out->n_fds > port->tx_fds_max)
 		return -EMSGSIZE;
-	o.n_lent = 0;
-	o.n_bytes = 0;
-	o.message = (struct wh_message_out){
-		.kind = WH_RECORD_MESSAGE,
-		.flags = WH_RECORD_FIRST | WH_RECORD_LAST,
-		.n_pieces = (uint16_t)out->n_parts,
-		.n_fds = (uint16_t)out->n_fds,
-		.type = out->type,
-		.pieces = o.pieces,
-	};
-	/*
-	 * A frame may leave before this message is encoded, or it may be refused: its chunks are not yet the peer's to
-	 * release.
-	 */
-	wh_lease_hold(port->lease);
-	error = lend_parts(port, out, &o);
-	if (!error && (o.n_bytes > port->tx_message_bytes_max || wh_message_size(&o.message) > message_room(port)))
-		error = -EMSGSIZE;
-	if (!error && !fds_fit(port, o.message.n_fds))
-		error = again(port, 0, o.message.n_fds);
-	if (!error)
-		error = take_fds(out, &o);
-	if (error) {
-		take_back(port, &o);
-		wh_lease_unhold(port->lease);
-		return error;
+	if (m->first && m->last) {
+		if (m->left_bytes > port->tx_message_bytes_max)
+			return -EMSGSIZE;
+		m->total_bytes = m->left_bytes;
+		m->position_bytes = 0;
 	}
-	error = place(port, &o);
+	m->cost = m->left_bytes + sizeof(*m) + m->n_parts * sizeof(struct wh_outpart);
+	if (!m->must && (m->flow->out.credit_bytes <= 0 || !fds_fit(port, m->n_fds)))
+		return again(m->flow, 0, m->n_fds);
+	error = take_fds(out, room.fds);
 	if (error)
-		take_back(port, &o);
-	wh_lease_unhold(port->lease);
+		return error;
+	m->close_fds = true;
+	bytes = m->left_bytes;
+	error = place(port, m);
 	if (error) {
 		if (!(out->flags & WHARF_FDS_MOVE))
-			wh_fds_close(o.fds, out->n_fds);
+			wh_fds_close(room.fds, out->n_fds);
 		return error;
 	}
-	port->tx_fds_queued += o.message.n_fds;
+	port->tx_fds_queued += m->n_fds;
+	m->flow->out.begun = true;
+	m->flow->out.ended = m->end;
+	m->flow->out.position_bytes += bytes;
 	for (size_t i = 0; i < out->n_parts; i++)
 		if (out->parts[i].buf)
 			*out->parts[i].buf = (struct wharf_buf)WHARF_BUF_EMPTY;
+	if (m->flow->kind == WH_FLOW_STREAM_OUT)
+		wh_outflow_look_for_end(m->flow);
 	if (port->open && port->open->n_bytes >= port->flush_bytes)
 		wh_outbox_turn_over(port);
 	return 0;
+}
+
+int wharf_send(wharf_port *port, const struct wharf_out *out)
+{
+	struct wh_outmsg m = { .first = true, .last = true };
+	int error = wh_port_check(port);
+
+	if (error)
+		return error;
+	if (!out || out->flags & ~(uint32_t)WHARF_FDS_MOVE)
+		return -EINVAL;
+	if (out->key)
+		return -EOPNOTSUPP;
+	if (port->state == WH_PORT_DRAINING)
+		return -EPIPE;
+	m.flow = &port->plain;
+	return wh_port_send(port, &m, out);
 }
 
 /*
@@ -343,7 +329,7 @@ int wharf_send_bytes(wharf_port *port, uint32_t type, const void *bytes, size_t 
 	if (wh_unlikely(!port))
 		return -EINVAL;
 	open = port->open;
-	if (!takes_plain(port, open, size) || wh_unlikely(size > message_room(port) || (size && !bytes)))
+	if (!takes_plain(port, open, size) || wh_unlikely(size > wh_port_message_room(port) || (size && !bytes)))
 		return send_bytes_slowly(port, type, bytes, size);
 	if (wh_unlikely(!wh_encode_bytes(&open->encoder, type, bytes, (uint32_t)size)))
 		return send_bytes_slowly(port, type, bytes, size);

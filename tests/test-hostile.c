@@ -202,9 +202,7 @@ Test(hostile, a_hello_that_maps_less_than_what_waits_for_it)
 	hello.mapped_bytes_max = 4096;
 	raw_say_hello(peer, &hello);
 	pass(2);
-	expect_end(WHARF_CLOSE_ERROR);
-	cr_assert_eq(p.a.reason.error, EMSGSIZE);
-	cr_assert_eq(p.a.reason.unsent_messages, 1);
+	cr_assert_eq(p.a.n_closed, 0, "what it does not map it gets by copy");
 	finish();
 }
 
@@ -273,43 +271,29 @@ Test(hostile, a_reader_that_never_came)
 
 Test(hostile, records_of_features_that_nobody_agreed_on)
 {
-	static const uint8_t kinds[] = { WH_RECORD_CALL, WH_RECORD_REPLY };
 	struct raw_frame frame;
 
-	for (size_t i = 0; i < sizeof(kinds); i++) {
-		begin_open(NULL);
-		struct wh_message_out m = { .kind = kinds[i], .flags = WH_RECORD_FIRST | WH_RECORD_LAST, .call = 1 };
-		raw_begin(&frame);
-		cr_assert(wh_encode_message(&frame.encoder, &m));
-		cr_assert(raw_end(peer, &frame, 0));
-		expect_violation();
-	}
-	for (unsigned kind = 0; kind < 5; kind++) {
-		struct wh_cancel cancel = { .call = 1, .code = WH_CANCEL_CALLER };
-		struct wh_credit credit = { .id = 1, .bytes = 1, .kind = WH_RECORD_MESSAGE };
-		struct wh_abort abort = { .stream = 1, .code = WH_ABORT_SENDER };
+	for (unsigned kind = 0; kind < 2; kind++) {
 		struct wh_slot_record request = { .slot = 1 };
 		struct wh_port_record port = { .type = 1 };
-		static const enum wh_record_kind control[] = { WH_RECORD_CANCEL, WH_RECORD_CREDIT, WH_RECORD_ABORT,
-			WH_RECORD_ANNOUNCE_REQUEST, WH_RECORD_PORT };
-		void *const records[] = { &cancel, &credit, &abort, &request, &port };
+		static const enum wh_record_kind control[] = { WH_RECORD_ANNOUNCE_REQUEST, WH_RECORD_PORT };
+		void *const records[] = { &request, &port };
 		int fd = STDERR_FILENO;
 		begin_open(NULL);
 		raw_begin(&frame);
-		cr_assert(wh_encode_control(&frame.encoder, control[kind], records[kind], kind == 4));
-		cr_assert(raw_send(peer, frame.bytes, wh_encode_end(&frame.encoder, 0, 0), &fd, kind == 4, false));
+		cr_assert(wh_encode_control(&frame.encoder, control[kind], records[kind], kind == 1));
+		cr_assert(raw_send(peer, frame.bytes, wh_encode_end(&frame.encoder, 0, 0), &fd, kind == 1, false));
 		expect_violation();
 	}
 }
 
-Test(hostile, fragments_and_streams_are_not_delivered_as_messages)
+Test(hostile, pieces_of_no_message_are_not_delivered)
 {
 	static const struct { uint8_t flags; uint32_t stream; uint64_t position; } odd[] = {
-		{ WH_RECORD_FIRST, 0, UINT64_MAX },
+		{ WH_RECORD_FIRST, 0, UINT64_MAX - 1 },
 		{ WH_RECORD_LAST, 0, 1000 },
 		{ 0, 0, 1000 },
-		{ WH_RECORD_FIRST, 9, UINT64_MAX },
-		{ WH_RECORD_FIRST | WH_RECORD_LAST | WH_RECORD_END, 9, 0 },
+		{ 0, 0, 0 },
 	};
 
 	for (size_t i = 0; i < sizeof(odd) / sizeof(*odd); i++) {

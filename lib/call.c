@@ -1,0 +1,341 @@
+/* SPDX-License-Identifier: MIT */
+/* Calls that this end makes, and what calls of both sides have in common: how they end. */
+#include "call.h"
+
+#include <errno.h>
+
+#include "options.h"
+#include "receive.h"
+
+/* ---- Ends ---- */
+
+uint32_t wh_call_progress(const struct wh_call *call)
+{
+	const struct wh_flow *flow = &call->flow;
+
+	if (call->replied)
+		return WHARF_REPLIED;
+	if (flow->kind == WH_FLOW_CALL &&
+		(!flow->out.first_ordinal || flow->out.first_ordinal > flow->port->sent_ordinal))
+		return WHARF_NOT_SEEN;
+	return WHARF_MAYBE_SEEN;
+}
+
+static void out_of_time(struct wh_call *call)
+{
+	struct wharf_loop *loop = call->flow.port->source.loop;
+
+	if (!call->timed)
+		return;
+	wh_loop_clear_deadline(loop, &call->deadline);
+	wh_timers_unreserve(&loop->timers, 1);
+	call->timed = false;
+}
+
+void wh_call_finish(struct wh_call *call, struct wharf_end end, uint32_t farewell)
+{
+	struct wharf_port *port = call->flow.port;
+
+	if (!end.progress)
+		end.progress = wh_call_progress(call);
+	call->end = end;
+	call->behind = false;
+	if (!wh_list_linked(&call->ended)) {
+		wh_flow_ref(&call->flow);
+		wh_list_append(&port->ended_calls, &call->ended);
+	}
+	out_of_time(call);
+	if (farewell)
+		wh_flow_leave(&call->flow, farewell, end.app_code);
+	else
+		wh_flow_unlist(&call->flow);
+	wh_port_chore(port);
+}
+
+/* The end that the peer tells of comes behind the replies before it. */
+static void finish_behind(struct wh_call *call, struct wharf_end end)
+{
+	struct wharf_port *port = call->flow.port;
+
+	if (wh_list_empty(&port->held) && wh_list_empty(&call->flow.in.aside)) {
+		wh_call_finish(call, end, 0);
+		return;
+	}
+	if (wh_list_linked(&call->ended))
+		return;
+	out_of_time(call);
+	call->end = end;
+	call->behind = true;
+	wh_flow_ref(&call->flow);
+	wh_list_append(&port->ended_calls, &call->ended);
+}
+
+static bool must_wait(const struct wh_call *call)
+{
+	return call->behind && (!wh_list_empty(&call->flow.port->held) || !wh_list_empty(&call->flow.in.aside));
+}
+
+void wh_calls_run_ends(struct wharf_port *port)
+{
+	struct wh_list ended, *node;
+
+	wh_list_init(&ended);
+	wh_list_splice(&ended, &port->ended_calls);
+	while ((node = wh_list_take_first(&ended))) {
+		struct wh_call *call = wh_container_of(node, struct wh_call, ended);
+		if (must_wait(call)) {
+			wh_list_append(&port->ended_calls, node);
+			continue;
+		}
+		wh_flow_unlist(&call->flow);
+		if (!call->end.progress)
+			call->end.progress = wh_call_progress(call);
+		if (call->on_end)
+			call->on_end(port, wh_call_handle(&call->flow), &call->end, call->user);
+		wh_flow_unref(&call->flow);
+	}
+}
+
+static struct wharf_end end_of_port(const struct wharf_port *port)
+{
+	struct wharf_end end = { .app_code = port->reason.app_code, .error = port->reason.error };
+
+	switch (port->reason.code) {
+	case WHARF_CLOSE_PEER_GONE:
+	case WHARF_CLOSE_VIOLATION:
+		end.reason = WHARF_END_PEER_GONE;
+		break;
+	case WHARF_CLOSE_ERROR:
+		end.reason = WHARF_END_ERROR;
+		break;
+	default:
+		end.reason = WHARF_END_CLOSED;
+	}
+	return end;
+}
+
+void wh_calls_end_all(struct wharf_port *port)
+{
+	static const enum wh_flow_kind kinds[] = { WH_FLOW_CALL, WH_FLOW_ANSWER };
+
+	for (unsigned k = 0; k < wh_array_len(kinds); k++)
+		for (uint32_t i = 0; i < port->flows[kinds[k]].n_slots; i++) {
+			struct wh_flow *flow = port->flows[kinds[k]].flows[i];
+			/* One whose end was told keeps that. */
+			if (flow)
+				wh_call_finish(wh_call_of(flow),
+					wh_call_of(flow)->behind ? wh_call_of(flow)->end : end_of_port(port), 0);
+		}
+}
+
+void wh_calls_on_bye(struct wharf_port *port, uint64_t last_call)
+{
+	for (uint32_t i = 0; i < port->flows[WH_FLOW_CALL].n_slots; i++) {
+		struct wh_flow *flow = port->flows[WH_FLOW_CALL].flows[i];
+		if (flow && flow->id > last_call)
+			wh_call_finish(wh_call_of(flow),
+				(struct wharf_end){ .reason = WHARF_END_CLOSED, .progress = WHARF_NOT_SEEN }, 0);
+	}
+}
+
+void wh_call_give_up(struct wh_flow *flow)
+{
+	wh_call_finish(wh_call_of(flow), (struct wharf_end){ .reason = WHARF_END_CLOSED }, WH_CANCEL_CALLER);
+}
+
+/* ---- What arrives ---- */
+
+void wh_call_on_reply(struct wh_flow *flow, const struct wharf_msg *msg)
+{
+	struct wh_call *call = wh_call_of(flow);
+
+	call->replied = true;
+	if (call->on_message)
+		call->on_message(flow->port, flow->id, msg, call->user);
+}
+
+void wh_call_on_last(struct wh_flow *flow, uint32_t status)
+{
+	wh_call_finish(wh_call_of(flow), (struct wharf_end){ .reason = WHARF_END_LAST, .status = status },
+		flow->out.ended ? 0 : WH_CANCEL_CALLER);
+}
+
+void wh_call_on_cancel(struct wharf_port *port, const struct wh_cancel *cancel)
+{
+	struct wharf_end end = { .app_code = cancel->app_code };
+	struct wh_flow *flow;
+
+	if (cancel->code == WH_CANCEL_CALLER) {
+		wh_port_drop_held(port, WH_RECORD_CALL, cancel->call);
+		flow = wh_flow_find(port, WH_FLOW_ANSWER, cancel->call);
+		end.reason = WHARF_END_CANCEL;
+		if (flow)
+			wh_call_finish(wh_call_of(flow), end, 0);
+		return;
+	}
+	flow = wh_flow_find(port, WH_FLOW_CALL, cancel->call);
+	if (!flow)
+		return;
+	end.reason = cancel->code == WH_CANCEL_NO_REPLY ? WHARF_END_NO_REPLY : WHARF_END_REFUSED;
+	finish_behind(wh_call_of(flow), end);
+}
+
+void wh_call_writable(struct wh_flow *flow)
+{
+	struct wh_call *call = wh_call_of(flow);
+
+	if (call->on_writable)
+		call->on_writable(flow->port, wh_call_handle(flow), call->user);
+}
+
+/* ---- Calling ---- */
+
+static void on_deadline(struct wh_deadline *deadline)
+{
+	struct wh_call *call = wh_container_of(deadline, struct wh_call, deadline);
+
+	wh_call_finish(call, (struct wharf_end){ .reason = WHARF_END_DEADLINE, .error = ETIMEDOUT }, WH_CANCEL_CALLER);
+}
+
+int wh_call_send(struct wh_call *call, const struct wharf_out *out, uint32_t status)
+{
+	struct wh_outmsg m = { .flow = &call->flow, .first = true, .last = true, .status = status };
+
+	if (!out || out->flags & ~(uint32_t)(WHARF_FDS_MOVE | WHARF_LAST) || out->key)
+		return -EINVAL;
+	if (call->flow.out.ended)
+		return -EALREADY;
+	m.end = out->flags & WHARF_LAST;
+	return wh_port_send(call->flow.port, &m, out);
+}
+
+static int check_options(
+	const struct wharf_port *port, const struct wharf_call_options *given, struct wharf_call_options *o)
+{
+	int error = wh_port_check(port);
+
+	if (!error)
+		error = WH_OPTIONS_READ(given, o);
+	if (error)
+		return error;
+	if (o->flags || o->delegate > 1)
+		return -EINVAL;
+	if (o->delegate)
+		return -EOPNOTSUPP;
+	return port->state == WH_PORT_DRAINING || port->tx_dead ? -EPIPE : 0;
+}
+
+int wharf_call(wharf_port *port, const struct wharf_out *request, const struct wharf_call_options *options,
+	wharf_call_id *ret_id)
+{
+	struct wharf_call_options o;
+	struct wh_flow *flow;
+	struct wh_call *call;
+	int error = check_options(port, options, &o);
+
+	if (error)
+		return error;
+	if (!ret_id)
+		return -EINVAL;
+	if (o.timeout_ns > 0 && wh_timers_reserve(&port->source.loop->timers, 1))
+		return -ENOMEM;
+	error = wh_flow_new(port, WH_FLOW_CALL, sizeof(*call), 0, &flow);
+	if (error) {
+		port->blocked_starts |= error == -EAGAIN;
+		if (o.timeout_ns > 0)
+			wh_timers_unreserve(&port->source.loop->timers, 1);
+		return error;
+	}
+	call = wh_call_of(flow);
+	wh_list_init(&call->ended);
+	call->timed = o.timeout_ns > 0;
+	error = wh_call_send(call, request, 0);
+	if (error) {
+		/* It never was: what kept it back is the port's. */
+		if (error == -EAGAIN)
+			wh_outflow_block(&port->plain, 0, flow->out.blocked_fds);
+		out_of_time(call);
+		wh_flow_unlist(flow);
+		return error;
+	}
+	call->on_message = o.on_reply;
+	call->on_writable = o.on_writable;
+	call->on_end = o.on_end;
+	call->user = o.user;
+	call->deadline.expired = on_deadline;
+	if (call->timed)
+		wh_loop_set_deadline(port->source.loop, &call->deadline, (uint64_t)o.timeout_ns);
+	*ret_id = flow->id;
+	return 0;
+}
+
+/* Ours, that goes on. */
+static int find(const wharf_port *port, wharf_call_id id, struct wh_call **ret_call)
+{
+	struct wh_flow *flow;
+	int error = wh_port_check(port);
+
+	if (error)
+		return error;
+	flow = wh_flow_find(port, WH_FLOW_CALL, id);
+	if (!flow || wh_call_of(flow)->behind)
+		return -ESTALE;
+	*ret_call = wh_call_of(flow);
+	return 0;
+}
+
+int wharf_call_send(wharf_port *port, wharf_call_id id, const struct wharf_out *out)
+{
+	struct wh_call *call;
+	int error = find(port, id, &call);
+
+	return error ? error : wh_call_send(call, out, 0);
+}
+
+int wharf_call_send_buf(wharf_port *port, wharf_call_id id, struct wharf_buf *buf, uint32_t flags)
+{
+	return wharf_call_send(port, id,
+		&(struct wharf_out){ .flags = flags, .parts = &(struct wharf_part){ .buf = buf }, .n_parts = 1 });
+}
+
+int wharf_call_cancel(wharf_port *port, wharf_call_id id)
+{
+	struct wh_call *call;
+	int error = id & WH_CALL_THEIRS ? -EINVAL : find(port, id, &call);
+
+	if (!error)
+		wh_call_finish(call, (struct wharf_end){ .reason = WHARF_END_CANCEL }, WH_CANCEL_CALLER);
+	return error;
+}
+
+/* Of either side. */
+static int find_any(const wharf_port *port, wharf_call_id id, struct wh_flow **ret_flow)
+{
+	bool theirs = id & WH_CALL_THEIRS;
+	int error = wh_port_check(port);
+
+	if (error)
+		return error;
+	*ret_flow = wh_flow_find(port, theirs ? WH_FLOW_ANSWER : WH_FLOW_CALL, id & ~WH_CALL_THEIRS);
+	return *ret_flow && (!theirs || wh_call_of(*ret_flow)->taken) ? 0 : -ESTALE;
+}
+
+int wharf_call_pause(wharf_port *port, wharf_call_id id)
+{
+	struct wh_flow *flow;
+	int error = find_any(port, id, &flow);
+
+	if (!error)
+		wh_flow_pause(flow);
+	return error;
+}
+
+int wharf_call_resume(wharf_port *port, wharf_call_id id)
+{
+	struct wh_flow *flow;
+	int error = find_any(port, id, &flow);
+
+	if (!error)
+		wh_flow_resume(flow);
+	return error;
+}

@@ -1,0 +1,147 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Flows: what keeps its own order on a port. The plain messages are one flow, each stream is one, and each call is one
+ * on either side: request one way, replies the other. A flow but the plain one has credit: what its receiver has not
+ * given back is bounded, so that a slow reader of one never stalls the others.
+ */
+#ifndef WH_FLOW_H
+#define WH_FLOW_H
+
+#include "list.h"
+#include "loop.h"
+#include "wharf.h"
+#include "wire.h"
+
+struct wh_outmsg;
+struct wh_rx;
+
+enum {
+	WH_FLOW_RECORD_BYTES = 64,       /* charged for each record besides its payload: records are memory, too */
+	WH_STREAM_INDEX_BITS = 12,       /* of a stream's number on the wire; the rest is its generation */
+	WH_STREAMS_MAX = 1 << WH_STREAM_INDEX_BITS,
+	WH_CALL_INDEX_BITS = 16,
+	WH_CALLS_MAX = 1 << WH_CALL_INDEX_BITS,
+};
+
+/* Handles as the application has them: a stream's number with one of these, a call's with the second if the peer began it. */
+#define WH_STREAM_OURS (UINT64_C(1) << 32)
+#define WH_STREAM_THEIRS (UINT64_C(2) << 32)
+#define WH_CALL_THEIRS (UINT64_C(1) << 63)
+
+enum wh_flow_kind {
+	WH_FLOW_PLAIN,
+	WH_FLOW_STREAM_OUT,
+	WH_FLOW_STREAM_IN,
+	WH_FLOW_CALL,                    /* request out, replies in */
+	WH_FLOW_ANSWER,                  /* request in, replies out */
+	WH_FLOW_KINDS,
+};
+
+struct wh_outflow {
+	struct wh_list active;           /* on port->active while it has something that its credit lets go */
+	struct wh_list blocked;          /* on port->blocked_flows: a send answered -EAGAIN */
+	struct wh_outmsg *first, **end;
+	uint64_t cost;                   /* of what waits, against the cap */
+	uint64_t blocked_cost;           /* of the smallest send that was refused */
+	uint32_t blocked_fds;
+	int64_t credit_bytes;            /* a record may take it below 0 */
+	int64_t deficit_bytes;
+	uint64_t position_bytes;         /* of a stream: accepted so far */
+	uint64_t total_bytes;            /* of a stream; UINT64_MAX: not known */
+	uint64_t first_ordinal, ordinal; /* of the frames with its first and its last record; 0: none yet */
+	uint32_t type;                   /* of a stream */
+	bool begun, ended;               /* its first message, its last one was accepted */
+};
+
+/* One message that arrives in pieces. */
+struct wh_assembly {
+	uint64_t total_bytes;            /* UINT64_MAX: not known */
+	uint64_t position_bytes;         /* arrived so far */
+	uint64_t capacity_bytes;
+	unsigned char *memory;           /* NULL: delivered piece by piece */
+	uint64_t sent_ns;
+	uint32_t type;
+	uint32_t n_fds;
+	bool fds_lost;
+	int fds[];
+};
+
+struct wh_inflow {
+	struct wh_assembly *assembly;    /* NULL: between messages */
+	struct wh_list aside;            /* records that wait because it is paused, or behind such ones */
+	struct wh_list resumed;          /* on port->resumed: to be delivered */
+	struct wh_list credit_due;       /* on port->credits_due */
+	uint64_t unreturned_bytes;       /* arrived, and the application has it still */
+	uint64_t give_back_bytes;        /* to be told with the next CREDIT */
+	_Atomic uint64_t returned_bytes; /* by releases of taken messages, any thread */
+	bool paused;
+	bool ended;                      /* its last message has been delivered */
+};
+
+struct wh_flow {
+	struct wharf_port *port;
+	_Atomic uint32_t refs;           /* the table's, the farewell's, one for each taken message and each dispatch */
+	uint8_t kind;
+	bool listed;                     /* in its table: its id is valid */
+	bool farewell;                   /* on port->farewells */
+	uint32_t farewell_code;          /* enum wh_abort_code or enum wh_cancel_code */
+	uint32_t farewell_app_code;
+	uint64_t id;                     /* on the wire */
+	struct wh_list farewells;
+	struct wh_outflow out;
+	struct wh_inflow in;
+	size_t bytes;                    /* of the whole structure */
+};
+
+/* Flows of one kind, by the index in their id. */
+struct wh_flow_table {
+	struct wh_flow **flows;
+	uint32_t n_slots, n;
+	uint32_t next;                   /* where the search for a free one begins */
+	uint64_t sequence;               /* ours: generations given out; theirs: the last call accepted */
+};
+
+static inline struct wh_flow *wh_flow_ref(struct wh_flow *flow)
+{
+	atomic_fetch_add_explicit(&flow->refs, 1, memory_order_relaxed);
+	return flow;
+}
+void wh_flow_unref(struct wh_flow *flow);
+
+/* An embedded one, of the kind PLAIN, with one reference that is never dropped. */
+void wh_flow_init(struct wh_flow *flow, struct wharf_port *port, enum wh_flow_kind kind, uint64_t id);
+bool wh_flow_idle(const struct wh_flow *flow); /* nothing of it waits, in either direction */
+
+/*
+ * Makes one in a structure of so many bytes, zeroed behind the flow, and enters it: one of ours (id 0) gets its id, a
+ * peer's has it. The table holds the reference. 0; -ENOMEM; -EAGAIN: the table has as many as it may.
+ */
+int wh_flow_new(struct wharf_port *port, enum wh_flow_kind kind, size_t bytes, uint64_t id, struct wh_flow **ret_flow);
+struct wh_flow *wh_flow_find(const struct wharf_port *port, enum wh_flow_kind kind, uint64_t id); /* NULL: stale */
+/* Takes it out of its table and drops what waits in it, both ways. The caller has a reference of its own. */
+void wh_flow_unlist(struct wh_flow *flow);
+/* The same, and its peer hears why. Never allocates. */
+void wh_flow_leave(struct wh_flow *flow, uint32_t code, uint32_t app_code);
+
+/* ---- Credit ---- */
+
+static inline uint64_t wh_flow_charge(uint64_t payload_bytes) { return payload_bytes + WH_FLOW_RECORD_BYTES; }
+/* The application is done with so much of what arrived. */
+void wh_flow_give_back(struct wh_flow *flow, uint64_t charge_bytes);
+void wh_flow_returned(struct wh_flow *flow, uint64_t charge_bytes); /* the same, from any thread */
+void wh_flow_on_credit(struct wharf_port *port, const struct wh_credit *credit);
+
+/* ---- inflow.c: what arrives ---- */
+
+/*
+ * One MESSAGE, CALL or REPLY record, which wh_frame_check has passed. Delivers it, keeps it, or gives its chunks back;
+ * descriptors that find an owner are -1 in rx afterwards.
+ */
+void wh_flow_arrive(struct wharf_port *port, const struct wh_record *record, struct wh_rx *rx);
+void wh_flow_on_abort(struct wharf_port *port, const struct wh_abort *abort);
+void wh_flow_pause(struct wh_flow *flow);
+void wh_flow_resume(struct wh_flow *flow);
+void wh_flow_drop_input(struct wh_flow *flow);
+void wh_port_deliver_resumed(struct wharf_port *port);
+
+#endif

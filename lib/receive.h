@@ -1,0 +1,35 @@
+/* SPDX-License-Identifier: MIT */
+/* What the files of the incoming side share: receive.c (frames), inflow.c (flows), message.c (what the application has). */
+#ifndef WH_RECEIVE_H
+#define WH_RECEIVE_H
+
+#include "message.h"
+
+/* One frame on its way through the records, from the engine's buffer or from a copy. */
+struct wh_rx {
+	uint64_t sent_ns;
+	int *fds; /* an entry is -1 once it has found its owner */
+	uint32_t n_fds;
+	bool fds_lost;
+};
+
+/* Of a record that waits in a copy: nobody wants it any more. No flag of the wire's. */
+enum { WH_RECORD_DROPPED = 0x80 };
+
+static inline bool wh_port_stopped(const struct wharf_port *port)
+{
+	return port->paused || port->state >= WH_PORT_ENDING;
+}
+
+/* receive.c: marks what waits of a stream (MESSAGE) or a call (CALL, REPLY) as dropped. */
+void wh_port_drop_held(struct wharf_port *port, enum wh_record_kind kind, uint64_t id);
+
+/* call.c: what arrives for calls; the message is borrowed as in on_message. */
+void wh_call_on_reply(struct wh_flow *flow, const struct wharf_msg *msg);
+void wh_call_on_last(struct wh_flow *flow, uint32_t status); /* behind the last reply */
+void wh_answer_on_request(struct wh_flow *flow, const struct wharf_msg *msg);
+void wh_call_on_cancel(struct wharf_port *port, const struct wh_cancel *cancel);
+/* A request that nobody has taken, or that is none any more: the caller hears it. */
+void wh_call_on_violation(struct wh_flow *flow, const char *why);
+
+#endif

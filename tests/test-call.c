@@ -1,0 +1,160 @@
+/* SPDX-License-Identifier: MIT */
+/* Calls: a request, its replies, and the one end of each. */
+#include <criterion/criterion.h>
+#include <errno.h>
+#include <string.h>
+
+#include "harness.h"
+#include "pair.h"
+
+static struct pair p;
+
+/* What one side of a call was told. */
+struct side {
+	wharf_call_id id;
+	unsigned n_messages, n_writable, n_ended;
+	size_t n_bytes;
+	uint32_t flags;
+	struct wharf_end end;
+};
+
+static void on_message(wharf_port *port, wharf_call_id id, const struct wharf_msg *msg, void *user)
+{
+	struct side *side = user;
+
+	(void)port;
+	cr_assert_eq(id, side->id);
+	cr_assert_eq(side->n_ended, 0, "a message behind the end");
+	side->n_messages++;
+	side->n_bytes += msg->size;
+	side->flags = msg->flags;
+}
+
+static void on_writable(wharf_port *port, wharf_call_id id, void *user)
+{
+	(void)port, (void)id;
+	((struct side *)user)->n_writable++;
+}
+
+static void on_end(wharf_port *port, wharf_call_id id, const struct wharf_end *end, void *user)
+{
+	struct side *side = user;
+
+	(void)port;
+	cr_assert_eq(id, side->id);
+	side->n_ended++;
+	side->end = *end;
+}
+
+static struct side caller, answerer;
+
+static void take_it(struct end *end, const struct wharf_msg *msg)
+{
+	cr_assert_neq(msg->call, 0);
+	cr_assert_eq(wharf_call_take(end->port, msg,
+			     WHARF_OPT(answer, .on_message = on_message, .on_writable = on_writable, .on_end = on_end,
+				     .user = &answerer),
+			     &answerer.id),
+		0);
+}
+
+static int call(struct end *end, const struct wharf_out *out, int64_t timeout_ns)
+{
+	return wharf_call(end->port, out,
+		WHARF_OPT(call, .on_reply = on_message, .on_writable = on_writable, .on_end = on_end, .user = &caller,
+			.timeout_ns = timeout_ns),
+		&caller.id);
+}
+
+static struct wharf_out text(const char *bytes, uint32_t flags)
+{
+	static struct wharf_part part;
+
+	part = (struct wharf_part){ .bytes = bytes, .size = strlen(bytes) };
+	return (struct wharf_out){ .type = 1, .flags = flags, .parts = &part, .n_parts = 1 };
+}
+
+static void begin(void)
+{
+	memset(&caller, 0, sizeof(caller));
+	memset(&answerer, 0, sizeof(answerer));
+	pair_open(&p, NULL, NULL);
+	p.b.on_message = take_it;
+}
+
+Test(call, is_answered_in_several_messages)
+{
+	struct wharf_out out;
+
+	begin();
+	out = text("question", WHARF_LAST);
+	cr_assert_eq(call(&p.a, &out, 0), 0);
+	settle(p.loop);
+	cr_assert_eq(p.b.n_messages, 1);
+	out = text("well", 0);
+	cr_assert_eq(wharf_reply(p.b.port, answerer.id, &out, 0), 0);
+	settle(p.loop);
+	cr_assert_eq(caller.n_messages, 1);
+	cr_assert_eq(caller.n_ended, 0);
+	out = text("answer", WHARF_LAST);
+	cr_assert_eq(wharf_reply(p.b.port, answerer.id, &out, 42), 0);
+	settle(p.loop);
+	cr_assert_eq(caller.n_messages, 2);
+	cr_assert_eq(caller.n_ended, 1);
+	cr_assert_eq(caller.end.reason, WHARF_END_LAST);
+	cr_assert_eq(caller.end.status, 42);
+	cr_assert_eq(caller.end.progress, WHARF_REPLIED);
+	cr_assert_eq(answerer.n_ended, 1);
+	cr_assert_eq(answerer.end.reason, WHARF_END_LAST);
+	cr_assert_eq(wharf_call_cancel(p.a.port, caller.id), -ESTALE);
+	cr_assert_eq(wharf_reply(p.b.port, answerer.id, &out, 0), -ESTALE);
+	pair_free(&p);
+	cr_assert_eq(caller.n_ended, 1);
+}
+
+Test(call, that_nobody_takes_ends_without_a_reply)
+{
+	struct wharf_out out = text("question", WHARF_LAST);
+
+	begin();
+	p.b.on_message = NULL;
+	cr_assert_eq(call(&p.a, &out, 0), 0);
+	settle(p.loop);
+	cr_assert_eq(caller.n_ended, 1);
+	cr_assert_eq(caller.end.reason, WHARF_END_NO_REPLY);
+	pair_free(&p);
+}
+
+Test(call, ends_with_its_port)
+{
+	struct wharf_out out = text("question", WHARF_LAST);
+
+	begin();
+	cr_assert_eq(call(&p.a, &out, 0), 0);
+	settle(p.loop);
+	cr_assert_eq(wharf_port_abort(p.b.port, 7), 0);
+	settle(p.loop);
+	cr_assert_eq(caller.n_ended, 1);
+	cr_assert_eq(caller.end.reason, WHARF_END_CLOSED);
+	cr_assert_eq(caller.end.progress, WHARF_MAYBE_SEEN);
+	cr_assert_eq(caller.end.app_code, 7);
+	cr_assert_eq(answerer.n_ended, 1);
+	pair_free(&p);
+}
+
+Test(call, cancelled_ends_on_both_sides)
+{
+	struct wharf_out out = text("question", WHARF_LAST);
+
+	begin();
+	cr_assert_eq(call(&p.a, &out, 0), 0);
+	settle(p.loop);
+	cr_assert_eq(wharf_call_cancel(p.a.port, caller.id), 0);
+	cr_assert_eq(caller.n_ended, 0, "not inside the call");
+	settle(p.loop);
+	cr_assert_eq(caller.n_ended, 1);
+	cr_assert_eq(caller.end.reason, WHARF_END_CANCEL);
+	cr_assert_eq(answerer.n_ended, 1);
+	cr_assert_eq(answerer.end.reason, WHARF_END_CANCEL);
+	pair_free(&p);
+}
