@@ -48,8 +48,7 @@ bool wh_port_say_hello(struct wharf_port *port)
 
 static void mismatch(struct wharf_port *port, const char *text)
 {
-	wh_port_send_bye(port, WH_BYE_MISMATCH, 0, text);
-	wh_port_end(port, WHARF_CLOSE_MISMATCH, EPROTONOSUPPORT, "%s", text);
+	wh_port_fail(port, WHARF_CLOSE_MISMATCH, EPROTONOSUPPORT, WH_BYE_MISMATCH, text, "%s", text);
 }
 
 void wh_port_take_hello(struct wharf_port *port, const struct wh_hello *theirs, const struct wh_event *event)
@@ -75,9 +74,9 @@ void wh_port_take_hello(struct wharf_port *port, const struct wh_hello *theirs, 
 		return;
 	}
 	if (!wh_port_queue_fits(port, theirs)) {
-		wh_port_send_bye(port, WH_BYE_ABORT, 0, "a message queued before hello exceeds the limits");
-		wh_port_end(
-			port, WHARF_CLOSE_ERROR, EMSGSIZE, "a message sent before the peer's hello exceeds its limits");
+		wh_port_fail(port, WHARF_CLOSE_ERROR, EMSGSIZE, WH_BYE_ABORT,
+			"a message queued before hello exceeds the limits",
+			"a message sent before the peer's hello exceeds its limits");
 		return;
 	}
 	port->said_hello = port->limits.said_hello = true;

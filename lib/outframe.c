@@ -7,6 +7,8 @@
 #include "outbox.h"
 
 #include <errno.h>
+#include <stdarg.h>
+#include <stdio.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -307,11 +309,13 @@ bool wh_port_reap(struct wharf_port *port)
 	}
 }
 
-void wh_port_send_bye(struct wharf_port *port, enum wh_bye_code code, uint32_t app_code, const char *text)
+static void say_bye(struct wharf_port *port, enum wh_bye_code code, const char *text)
 {
 	_Alignas(64) unsigned char memory[sizeof(struct wh_frame) + sizeof(struct wh_bye)];
 	struct wh_encoder encoder;
-	struct wh_bye bye = { .code = code, .app_code = app_code, .last_call = port->flows[WH_FLOW_ANSWER].sequence };
+	struct wh_bye bye = { .code = code,
+		.app_code = port->reason.app_code,
+		.last_call = port->flows[WH_FLOW_ANSWER].sequence };
 
 	/* Behind what the engine has, in front of what waits: the queue is dropped with the port. */
 	wh_engine_submit(port->source.loop->engine);
@@ -323,4 +327,20 @@ void wh_port_send_bye(struct wharf_port *port, enum wh_bye_code code, uint32_t a
 	/* Best effort: a peer that does not read sees the socket close. */
 	(void)!send(port->source.link.fd, memory,
 		wh_encode_end(&encoder, port->source.loop->turn_ns, port->frames_read), MSG_DONTWAIT | MSG_NOSIGNAL);
+}
+
+void wh_port_fail(struct wharf_port *port, uint32_t code, int error, enum wh_bye_code bye, const char *bye_text,
+	const char *format, ...)
+{
+	char text[sizeof(port->reason_text)];
+	va_list arguments;
+
+	if (port->state >= WH_PORT_ENDING)
+		return;
+	va_start(arguments, format);
+	vsnprintf(text, sizeof(text), format, arguments);
+	va_end(arguments);
+	/* First the reason: what goes wrong with the bye must not become it. */
+	wh_port_end(port, code, error, "%s", text);
+	say_bye(port, bye, bye_text);
 }

@@ -162,10 +162,8 @@ void wh_port_progress(struct wharf_port *port)
 
 void wh_port_violation(struct wharf_port *port, const char *why)
 {
-	if (port->state >= WH_PORT_ENDING)
-		return;
-	wh_port_end(port, WHARF_CLOSE_VIOLATION, EPROTO, "peer %d broke the protocol: %s", (int)port->peer.pid, why);
-	wh_port_send_bye(port, WH_BYE_REFUSED, 0, why);
+	wh_port_fail(port, WHARF_CLOSE_VIOLATION, EPROTO, WH_BYE_REFUSED, why, "peer %d broke the protocol: %s",
+		(int)port->peer.pid, why);
 }
 
 void wh_port_eof(struct wharf_port *port)
@@ -236,9 +234,9 @@ static void on_loop_freed(struct wh_source *source)
 	struct wharf_port *port = wh_container_of(source, struct wharf_port, source);
 
 	wharf_port_ref(port);
-	wh_port_end(port, WHARF_CLOSE_LOOP_FREED, 0, "the loop was freed");
+	wh_port_fail(
+		port, WHARF_CLOSE_LOOP_FREED, 0, WH_BYE_ABORT, "the peer's loop was freed", "the loop was freed");
 	if (port->state == WH_PORT_ENDING) {
-		wh_port_send_bye(port, WH_BYE_ABORT, 0, "the peer's loop was freed");
 		wh_list_remove(&port->ending);
 		wh_port_finish(port);
 	}
@@ -263,8 +261,8 @@ static void on_deadline(struct wh_deadline *deadline)
 		else
 			wh_port_end(port, WHARF_CLOSE_PEER_GONE, EPIPE, "the peer stopped reading");
 	} else {
-		wh_port_send_bye(port, WH_BYE_ABORT, 0, "the peer gave up waiting for the end");
-		wh_port_end(port, WHARF_CLOSE_TIMEOUT, ETIMEDOUT, "the peer did not finish in time");
+		wh_port_fail(port, WHARF_CLOSE_TIMEOUT, ETIMEDOUT, WH_BYE_ABORT, "the peer gave up waiting for the end",
+			"the peer did not finish in time");
 	}
 }
 
@@ -370,9 +368,8 @@ int wharf_port_abort(wharf_port *port, uint32_t app_code)
 
 	if (error)
 		return error;
-	wh_port_end(port, WHARF_CLOSE_ABORTED, 0, "aborted with code %u", app_code);
 	port->reason.app_code = app_code;
-	wh_port_send_bye(port, WH_BYE_ABORT, app_code, "aborted");
+	wh_port_fail(port, WHARF_CLOSE_ABORTED, 0, WH_BYE_ABORT, "aborted", "aborted with code %u", app_code);
 	return 0;
 }
 

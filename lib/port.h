@@ -236,7 +236,9 @@ bool wh_port_reap(struct wharf_port *port);
 void wh_port_read_by_peer(struct wharf_port *port, uint64_t frames);
 void wh_port_room(struct wharf_port *port);     /* tells the application if what it was refused would now succeed */
 void wh_port_drop_output(struct wharf_port *port);
-void wh_port_send_bye(struct wharf_port *port, enum wh_bye_code code, uint32_t app_code, const char *text);
+/* wh_port_end, and tells the peer: bye_text, and the reason's app_code. */
+void wh_port_fail(struct wharf_port *port, uint32_t code, int error, enum wh_bye_code bye, const char *bye_text,
+	const char *format, ...) __attribute__((format(printf, 6, 7)));
 struct wh_outframe *wh_outframe_new(struct wharf_loop *loop);
 void wh_outframe_free(struct wharf_loop *loop, struct wh_outframe *frame);
 void wh_outframes_free(struct wharf_loop *loop);

@@ -345,9 +345,8 @@ static void receive(struct wharf_port *port, struct wh_event *event)
 	if (error)
 		deliver_all_held(port);
 	if (error == -EPROTONOSUPPORT) {
-		wh_port_send_bye(port, WH_BYE_MISMATCH, 0, "another version of the protocol");
-		wh_port_end(
-			port, WHARF_CLOSE_MISMATCH, EPROTONOSUPPORT, "the peer speaks another version of the protocol");
+		wh_port_fail(port, WHARF_CLOSE_MISMATCH, EPROTONOSUPPORT, WH_BYE_MISMATCH,
+			"another version of the protocol", "the peer speaks another version of the protocol");
 		return;
 	}
 	if (error) {
