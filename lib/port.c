@@ -220,6 +220,7 @@ static void on_event(struct wh_source *source, struct wh_event *event)
 	case WH_EVENT_ERROR:
 		port->eof = true;
 		wh_port_end(port, WHARF_CLOSE_ERROR, -event->result, "receiving failed");
+		wh_port_linger(port);
 		break;
 	case WH_EVENT_DETACHED:
 		port_detached(port);

@@ -244,3 +244,40 @@ Test(port_waits, private_words_of_a_draining_port_are_given_to_a_thread_that_wai
 {
 	expect_private_words_back(true);
 }
+
+/* ---- A closed port whose memory is lent ---- */
+
+Test(port_waits, a_closed_port_gives_up_on_a_peer_that_fails)
+{
+	static struct raw_holder holder;
+	wharf_pool *pool = shared_pool(128 << 10);
+	struct wharf_pool_info info;
+	char byte;
+
+	apart_half(&q, NULL, WHARF_OPT(port, .pool = pool));
+	cr_assert(raw_say_hello(q.fds[1], NULL));
+	apart_settle(&q);
+	send_claimed(q.a.port, pool, 60000, 1);
+	apart_settle(&q);
+	raw_hold(q.fds[1], &holder);
+	cr_assert_eq(holder.n_runs, 1);
+	cr_assert_eq(wharf_port_close(q.a.port, -1), 0);
+	apart_settle(&q);
+	cr_assert(raw_bye(q.fds[1], WH_BYE_CLOSE));
+	apart_settle(&q);
+	cr_assert_eq(q.a.n_closed, 1);
+	WHARF_INIT(&info);
+	cr_assert_eq(wharf_pool_info(pool, &info), 0);
+	cr_assert_gt(info.bytes_lent, 0, "it waits for what is lent");
+	/* An empty datagram with a descriptor: nothing is received any more, not even the end. */
+	cr_assert(raw_send(q.fds[1], "", 0, (int[]){ STDERR_FILENO }, 1, false));
+	apart_settle(&q);
+	cr_assert_eq(wharf_pool_info(pool, &info), 0);
+	cr_assert_eq(info.bytes_lent, 0);
+	raw_hold(q.fds[1], &holder);
+	cr_assert_eq(recv(q.fds[1], &byte, 1, MSG_DONTWAIT), 0, "and its socket is closed");
+	raw_holder_fini(&holder);
+	close(q.fds[1]);
+	apart_free(&q);
+	wharf_pool_unref(pool);
+}
