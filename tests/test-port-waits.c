@@ -245,7 +245,62 @@ Test(port_waits, private_words_of_a_draining_port_are_given_to_a_thread_that_wai
 	expect_private_words_back(true);
 }
 
-/* ---- A closed port whose memory is lent ---- */
+/* ---- A peer that fails ---- */
+
+/* An empty datagram with a descriptor: after it nothing more is received, not even the end. */
+static void break_socket(void)
+{
+	cr_assert(raw_send(q.fds[1], "", 0, (int[]){ STDERR_FILENO }, 1, false));
+}
+
+Test(port_waits, a_port_that_can_receive_no_more_is_closed_both_ways)
+{
+	wharf_port *port;
+
+	apart_half(&q, NULL, NULL);
+	cr_assert(raw_say_hello(q.fds[1], NULL));
+	apart_settle(&q);
+	port = wharf_port_ref(q.a.port);
+	break_socket();
+	apart_settle(&q);
+	cr_assert_eq(q.a.n_closed, 1);
+	cr_assert_eq(q.a.reason.code, WHARF_CLOSE_ERROR);
+	cr_assert_eq(q.a.reason.error, EPROTO);
+	cr_assert_eq(wharf_send_bytes(port, 1, "x", 1), -EPIPE);
+	while (raw_receive(q.fds[1], &(struct raw_read){ 0 }))
+		;
+	cr_assert_eq(recv(q.fds[1], &(char){ 0 }, 1, MSG_DONTWAIT), 0, "the peer sees the end");
+	wharf_port_unref(port);
+	close(q.fds[1]);
+	apart_free(&q);
+}
+
+Test(port_waits, what_a_peer_holds_that_breaks_the_protocol_comes_back)
+{
+	static struct raw_holder holder;
+	wharf_pool *pool = shared_pool(128 << 10);
+	struct wharf_pool_info info;
+
+	apart_half(&q, NULL, WHARF_OPT(port, .pool = pool));
+	cr_assert(raw_say_hello(q.fds[1], NULL));
+	apart_settle(&q);
+	for (int i = 0; i < 10; i++)
+		send_claimed(q.a.port, pool, 5000, 1);
+	apart_settle(&q);
+	raw_hold(q.fds[1], &holder);
+	cr_assert_eq(holder.n_runs, 10);
+	cr_assert(raw_send(q.fds[1], "no frame", 8, NULL, 0, false));
+	apart_settle(&q);
+	cr_assert_eq(q.a.reason.code, WHARF_CLOSE_VIOLATION);
+	WHARF_INIT(&info);
+	cr_assert_eq(wharf_pool_info(pool, &info), 0);
+	cr_assert_eq(info.bytes_lent, 0);
+	cr_assert_eq(info.bytes_free, info.bytes);
+	raw_holder_fini(&holder);
+	close(q.fds[1]);
+	apart_free(&q);
+	wharf_pool_unref(pool);
+}
 
 Test(port_waits, a_closed_port_gives_up_on_a_peer_that_fails)
 {
@@ -269,8 +324,7 @@ Test(port_waits, a_closed_port_gives_up_on_a_peer_that_fails)
 	WHARF_INIT(&info);
 	cr_assert_eq(wharf_pool_info(pool, &info), 0);
 	cr_assert_gt(info.bytes_lent, 0, "it waits for what is lent");
-	/* An empty datagram with a descriptor: nothing is received any more, not even the end. */
-	cr_assert(raw_send(q.fds[1], "", 0, (int[]){ STDERR_FILENO }, 1, false));
+	break_socket();
 	apart_settle(&q);
 	cr_assert_eq(wharf_pool_info(pool, &info), 0);
 	cr_assert_eq(info.bytes_lent, 0);
