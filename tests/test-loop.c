@@ -313,6 +313,105 @@ Test(loop, gives_back_all_that_it_allocates)
 	cr_assert_eq(n_counted, 0);
 }
 
+/* What malloc may do: bytes of somebody else's, at odd multiples of 16. */
+static void *dirty_alloc(size_t bytes, void *user)
+{
+	unsigned char *memory = malloc(bytes + 32);
+	size_t pad = (uintptr_t)memory % 32 ? 32 : 16;
+
+	(void)user;
+	cr_assert_not_null(memory);
+	memset(memory, 0xa5, bytes + 32);
+	memory[pad - 1] = (unsigned char)pad;
+	return memory + pad;
+}
+
+static void dirty_free(void *memory, void *user)
+{
+	(void)user;
+	if (memory)
+		free((unsigned char *)memory - ((unsigned char *)memory)[-1]);
+}
+
+static void claim_and_send(struct end *end, size_t size)
+{
+	struct wharf_buf b;
+
+	cr_assert_eq(wharf_buf_claim(wharf_port_pool(end->port), size, &b), 0);
+	cr_assert_eq(wharf_send_buf(end->port, 1, &b), 0);
+}
+
+Test(loop, memory_that_it_is_given_may_hold_anything)
+{
+	const struct wharf_port_options o = { .size = sizeof(o), .ops = &end_ops, .rx_fds_max = 4, .rx_msgs_per_turn = 3 };
+	struct wharf_port_options a = o, b = o;
+	int fds[2];
+
+	a.user = &p.a;
+	b.user = &p.b;
+	p = (struct pair){ 0 };
+	cr_assert_eq(wharf_loop_new(WHARF_OPT(loop, .alloc = dirty_alloc, .free = dirty_free), &p.loop), 0);
+	cr_assert_eq(wharf_pair(fds), 0);
+	cr_assert_eq(wharf_open(p.loop, fds[0], &a, &p.a.port), 0);
+	cr_assert_eq(wharf_open(p.loop, fds[1], &b, &p.b.port), 0);
+	/* Before the hello, when they wait as they are, and after it. */
+	for (int i = 0; i < 2; i++) {
+		claim_and_send(&p.a, 5000);
+		cr_assert_eq(wharf_send_bytes(p.a.port, 1, "bytes", 5), 0);
+		cr_assert_eq(wharf_send(p.a.port, &(struct wharf_out){ .type = 2, .fds = (int[]){ 2 }, .n_fds = 1 }), 0);
+		for (int k = 0; k < 20; k++)
+			claim_and_send(&p.a, 100);
+		claim_and_send(&p.b, 1 << 20);
+		settle(p.loop);
+	}
+	cr_assert_eq(p.a.n_messages, 2, "%s", p.a.reason_text);
+	cr_assert_eq(p.b.n_messages, 46, "%s", p.b.reason_text);
+	cr_assert_eq(wharf_port_close(p.a.port, -1), 0);
+	settle(p.loop);
+	cr_assert_eq(p.b.reason.code, WHARF_CLOSE_PEER);
+	p.loop = wharf_loop_free(p.loop);
+	cr_assert_null(p.loop);
+}
+
+/* ---- Shortages ---- */
+
+Test(loop, ends_of_peers_cost_no_buffers)
+{
+	static const char frame[1000];
+	int fds[2], idle;
+
+	p = (struct pair){ 0 };
+	cr_assert_eq(wharf_loop_new(WHARF_OPT(loop, .rx_buffers = 2), &p.loop), 0);
+	/* As ends, as frames that end a port, and as frames that nobody reads any more. */
+	for (int i = 0; i < 12; i++) {
+		cr_assert_eq(wharf_pair(fds), 0);
+		p.a = (struct end){ .pair = &p };
+		cr_assert_eq(wharf_open(p.loop, fds[0], WHARF_OPT(port, .ops = &end_ops, .user = &p.a), &p.a.port), 0);
+		if (i % 3) {
+			cr_assert_eq(send(fds[1], frame, sizeof(frame), 0), sizeof(frame));
+			cr_assert_eq(send(fds[1], frame, sizeof(frame), 0), sizeof(frame));
+		}
+		if (i % 3 == 2)
+			cr_assert_eq(wharf_port_abort(p.a.port, 1), 0);
+		close(fds[1]);
+		settle(p.loop);
+		cr_assert_eq(p.a.n_closed, 1);
+	}
+	cr_assert_eq(wharf_pair(fds), 0);
+	p.a = p.b = (struct end){ .pair = &p };
+	cr_assert_eq(wharf_open(p.loop, fds[0], WHARF_OPT(port, .ops = &end_ops, .user = &p.a), &p.a.port), 0);
+	cr_assert_eq(wharf_open(p.loop, fds[1], WHARF_OPT(port, .ops = &end_ops, .user = &p.b), &p.b.port), 0);
+	settle(p.loop);
+	cr_assert_eq(p.a.n_open, 1);
+	cr_assert_eq(p.b.n_open, 1);
+	for (idle = 0; idle < 10; idle++) {
+		cr_assert_eq(wharf_send_bytes(p.a.port, 1, "on", 2), 0);
+		settle(p.loop);
+	}
+	cr_assert_eq(p.b.n_messages, 10);
+	pair_free(&p);
+}
+
 static int without_descriptors(void *arg)
 {
 	struct rlimit few = { 3, 3 };
