@@ -94,6 +94,28 @@ Test(pool, grows_geometrically_from_little)
 	wharf_pool_unref(pool);
 }
 
+Test(pool, a_segment_of_any_length_gives_out_its_chunks_and_no_more)
+{
+	static struct wharf_buf bufs[400];
+
+	/* Of 256 bytes, so that the last word of a segment is not a whole one. */
+	for (size_t pages = 1; pages <= 20; pages += 3) {
+		size_t n_chunks = pages * 4096 / 256, n = 0;
+		wharf_pool *pool = new_pool(pages * 4096, false);
+		while (n <= n_chunks && !wharf_buf_claim(pool, 256, &bufs[n])) {
+			memset(bufs[n].data, (int)n, 256);
+			n++;
+		}
+		cr_assert_eq(n, n_chunks, "%zu of %zu chunks", n, n_chunks);
+		for (size_t i = 0; i < n; i++) {
+			cr_assert_eq(*(unsigned char *)bufs[i].data, i % 256, "buffer %zu is another one's, too", i);
+			wharf_buf_abandon(&bufs[i]);
+		}
+		cr_assert_eq(info_of(pool).bytes_free, pages * 4096);
+		wharf_pool_unref(pool);
+	}
+}
+
 Test(pool, reserving_means_claiming_without_growing)
 {
 	wharf_pool *pool = new_pool(8 * MIB, false);

@@ -3,7 +3,9 @@
 #include <criterion/criterion.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <pthread.h>
 #include <stdio.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -115,6 +117,52 @@ Test(port, bad_options_are_refused_and_the_fd_stays_the_callers)
 	grown.o.user = &p.a;
 	cr_assert_eq(wharf_open(loop, fds[0], &grown.o, &p.a.port), 0, "a larger size with zeros behind is an older library's business too");
 	wharf_loop_free(loop);
+}
+
+static void *use_from_another_thread(void *unused)
+{
+	struct wharf_port_stats stats;
+	wharf_port *port = p.a.port;
+
+	(void)unused;
+	WHARF_INIT(&stats);
+	cr_assert_eq(wharf_send_bytes(port, 1, "x", 1), -EPERM);
+	cr_assert_eq(wharf_send(port, &(struct wharf_out){ .type = 1 }), -EPERM);
+	cr_assert_eq(wharf_port_pause(port), -EPERM);
+	cr_assert_eq(wharf_port_resume(port), -EPERM);
+	cr_assert_eq(wharf_port_stats(port, &stats), -EPERM);
+	cr_assert_eq(wharf_port_abort(port, 1), -EPERM);
+	cr_assert_eq(wharf_port_close(port, 0), -EPERM);
+	return NULL;
+}
+
+Test(port, belongs_to_the_thread_of_its_loop)
+{
+	pthread_t thread;
+
+	pair_open(&p, NULL, NULL);
+	cr_assert_eq(pthread_create(&thread, NULL, use_from_another_thread, NULL), 0);
+	pthread_join(thread, NULL);
+	settle(p.loop);
+	cr_assert_eq(p.b.n_messages, 0);
+	cr_assert_eq(p.a.n_closed, 0);
+	pair_free(&p);
+}
+
+static int pair_without_descriptors(void *arg)
+{
+	struct rlimit few = { 3, 3 };
+	int fds[2] = { -1, -2 };
+
+	(void)arg;
+	HARNESS_REQUIRE(setrlimit(RLIMIT_NOFILE, &few) == 0);
+	HARNESS_REQUIRE(wharf_pair(fds) == -EMFILE);
+	return fds[0] == -1 && fds[1] == -2 ? 0 : 1;
+}
+
+Test(port, a_pair_that_cannot_be_made_names_no_descriptors)
+{
+	cr_assert_eq(harness_run(pair_without_descriptors, NULL, 2000), 0);
 }
 
 Test(port, a_socket_of_another_type_is_refused)
