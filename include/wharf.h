@@ -324,7 +324,8 @@ struct wharf_port_ops {
 	void (*on_open)(wharf_port *port, const struct wharf_peer *peer, void *user);
 
 	/* A message, whole. Borrowed: what the handler does not take is released, and its descriptors closed, when it
-	 * returns. Of a frame that breaks the protocol nothing is delivered, of earlier ones everything. */
+	 * returns. Of a frame that breaks the protocol nothing is delivered, of earlier ones everything. While the
+	 * descriptor table here is full, a message in new memory of the peer's waits, and those behind it. */
 	void (*on_message)(wharf_port *port, const struct wharf_msg *msg, void *user);
 
 	/*

@@ -98,6 +98,24 @@ static bool has_proof(const struct wh_full_lease *lease, unsigned slot)
 	return false;
 }
 
+int wh_lease_lost(struct wh_lease *hot, uint16_t slot)
+{
+	struct wh_full_lease *lease = wh_full(hot);
+	const struct wh_lease_slot *ls = &lease->slots[slot];
+	int result = 1;
+
+	wh_pool_lock(lease->pool);
+	/* Pinned: it has not left yet, and the descriptors must stay until it has. */
+	if (!wh_map_has(hot->known, slot) || wh_map_has(lease->pinned, slot))
+		result = -EPROTO;
+	else if (wh_map_has(lease->retire_sent, slot))
+		result = 0;
+	else if (ls->release_fd < 0 || has_proof(lease, slot))
+		result = -EPROTO;
+	wh_pool_unlock(lease->pool);
+	return result;
+}
+
 /* Descriptors are few: those of slots that the peer has mapped are of no more use. */
 void wh_lease_close_fds(struct wh_full_lease *lease)
 {

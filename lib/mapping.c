@@ -1,9 +1,13 @@
 /* SPDX-License-Identifier: MIT */
-/* The peer's memory as a port maps it: segments come and go, chunks are given back. */
+/* The peer's memory as a port maps it: segments come, are asked for again, and go; chunks are given back. */
 #include <errno.h>
+#include <linux/sockios.h>
 #include <string.h>
+#include <sys/ioctl.h>
 
-#include "port.h"
+#include "outbox.h"
+
+enum { AGAIN_MAX = 16 }; /* guessed, never tuned */
 
 /* ---- Chunks going back ---- */
 
@@ -30,30 +34,84 @@ void wh_port_flush_all_released(struct wharf_port *port)
 
 /* ---- Segments ---- */
 
+/* Room to note what the peer announces. False: no memory, the port ends. */
+static bool make_table(struct wharf_port *port)
+{
+	if (port->mapped)
+		return true;
+	port->mapped = wh_loop_alloc(port->source.loop, sizeof(*port->mapped));
+	if (!port->mapped) {
+		wh_port_end(port, WHARF_CLOSE_ERROR, ENOMEM, "no memory for a segment of the peer");
+		return false;
+	}
+	memset(port->mapped, 0, sizeof(*port->mapped));
+	port->limits.slots = port->mapped->geometry;
+	port->views = port->mapped->views;
+	return true;
+}
+
+/* No room in the descriptor table. It is asked for again after a while: messages that lie in it wait in order. */
+static void lose(struct wharf_port *port, uint16_t slot)
+{
+	struct wh_geometry *g = &port->mapped->geometry[slot];
+
+	if (!g->asked) {
+		g->asked = true;
+		port->n_lost++;
+	}
+	port->announce_asks[slot / 64] |= 1ull << (slot % 64);
+	if (!port->ask.timer.position)
+		wh_port_back_off(port, &port->ask, &port->ask_ns);
+}
+
+static void find(struct wharf_port *port, uint16_t slot)
+{
+	port->mapped->geometry[slot].asked = false;
+	port->n_lost--;
+	port->ask_ns = 0;
+	port->starved = false;
+	wh_port_schedule_held(port);
+}
+
+void wh_port_ask_again(struct wh_deadline *deadline)
+{
+	struct wharf_port *port = wh_container_of(deadline, struct wharf_port, ask);
+
+	port->slots_due |= port->n_lost;
+	wh_port_dirty(port);
+}
+
+bool wh_port_lacks_segment(const struct wharf_port *port, const struct wh_record *r)
+{
+	const struct wh_run *runs = r->n_items ? wh_message_read(r).runs : NULL;
+
+	for (unsigned i = 0; i < r->n_items; i++)
+		if (runs[i].n_chunks && !port->views[runs[i].slot])
+			return true;
+	return false;
+}
+
 void wh_port_on_announce(struct wharf_port *port, const struct wh_announce *a, const int *fds, uint32_t n_fds)
 {
 	uint64_t bytes = (uint64_t)a->n_chunks << a->chunk_shift;
 	const char *why = NULL;
+	struct wh_geometry *g;
 	struct wh_view *view;
 	int error;
 
-	if (n_fds < 2) {
-		wh_port_end(
-			port, WHARF_CLOSE_ERROR, EMFILE, "no room in the descriptor table for a segment of the peer");
+	if (!make_table(port))
 		return;
-	}
-	if (!port->mapped) {
-		port->mapped = wh_loop_alloc(port->source.loop, sizeof(*port->mapped));
-		if (!port->mapped) {
-			wh_port_end(port, WHARF_CLOSE_ERROR, ENOMEM, "no memory for a segment of the peer");
+	g = &port->mapped->geometry[a->slot];
+	if (!g->n_chunks) {
+		if (port->stats.rx_mapped_bytes + bytes > port->mapped_bytes_max) {
+			wh_port_violation(port, "it announces more memory than it was told");
 			return;
 		}
-		memset(port->mapped, 0, sizeof(*port->mapped));
-		port->limits.slots = port->mapped->geometry;
-		port->views = port->mapped->views;
+		*g = (struct wh_geometry){ .n_chunks = a->n_chunks, .chunk_shift = a->chunk_shift };
+		port->stats.rx_mapped_bytes += bytes;
 	}
-	if (port->stats.rx_mapped_bytes + bytes > port->mapped_bytes_max) {
-		wh_port_violation(port, "it announces more memory than it was told");
+	if (n_fds < 2) {
+		lose(port, a->slot);
 		return;
 	}
 	error = wh_view_open(
@@ -67,9 +125,8 @@ void wh_port_on_announce(struct wharf_port *port, const struct wh_announce *a, c
 		return;
 	}
 	port->views[a->slot] = view;
-	port->mapped->geometry[a->slot] =
-		(struct wh_geometry){ .n_chunks = a->n_chunks, .chunk_shift = a->chunk_shift };
-	port->stats.rx_mapped_bytes += bytes;
+	if (g->asked)
+		find(port, a->slot);
 }
 
 static void unmap(struct wharf_port *port, uint16_t slot)
@@ -77,6 +134,10 @@ static void unmap(struct wharf_port *port, uint16_t slot)
 	struct wh_geometry *g = &port->mapped->geometry[slot];
 
 	port->stats.rx_mapped_bytes -= (uint64_t)g->n_chunks << g->chunk_shift;
+	if (g->asked) {
+		port->n_lost--;
+		port->announce_asks[slot / 64] &= ~(1ull << (slot % 64));
+	}
 	*g = (struct wh_geometry){ 0 };
 	wh_view_unref(port->views[slot]);
 	port->views[slot] = NULL;
@@ -127,6 +188,76 @@ void wh_port_on_retire(struct wharf_port *port, const struct wh_slot_record *r)
 	wh_port_flush_all_released(port);
 	unmap(port, r->slot);
 	port->retire_acks[r->slot / 64] |= 1ull << (r->slot % 64);
-	port->retires_due = true;
+	port->slots_due = true;
 	wh_port_dirty(port);
+}
+
+/* ---- Own segments that the peer has lost ---- */
+
+void wh_port_on_announce_request(struct wharf_port *port, const struct wh_slot_record *r)
+{
+	uint64_t *word = &port->announce_again[r->slot / 64], bit = 1ull << (r->slot % 64);
+	int result = *word & bit ? -EPROTO : wh_lease_lost(port->lease, r->slot);
+
+	if (result < 0)
+		wh_port_violation(port, "it asks again for a segment that it was not announced, or has mapped");
+	if (result <= 0)
+		return;
+	*word |= bit;
+	port->again_due = true;
+	wh_port_dirty(port);
+}
+
+/*
+ * Announcements that no window counts: a peer that asks and does not read would have their descriptors pile up, which
+ * count for this user wherever they go.
+ */
+static bool too_many_unread(struct wharf_port *port)
+{
+	int unread;
+
+	if (port->n_again < AGAIN_MAX)
+		return false;
+	if (ioctl(port->source.link.fd, SIOCOUTQ, &unread) < 0 || unread)
+		return true;
+	port->n_again = 0;
+	return false;
+}
+
+/* The lowest slot that is due, no longer due; or WH_SLOTS_MAX. */
+static unsigned take_again(struct wharf_port *port)
+{
+	for (unsigned i = 0; i < WH_SLOTS_MAX / 64; i++) {
+		uint64_t *word = &port->announce_again[i];
+		if (*word) {
+			unsigned bit = (unsigned)__builtin_ctzll(*word);
+			*word &= *word - 1;
+			return i * 64 + bit;
+		}
+	}
+	return WH_SLOTS_MAX;
+}
+
+struct wh_outframe *wh_port_announce_again(struct wharf_port *port)
+{
+	struct wh_outframe *frame = too_many_unread(port) ? NULL : wh_outframe_new(port->source.loop);
+	struct wh_announcement a;
+	unsigned slot;
+
+	if (!frame) {
+		wh_port_retry_later(port);
+		return NULL;
+	}
+	slot = take_again(port);
+	if (slot < WH_SLOTS_MAX && !wh_lease_announcement(port->lease, (uint16_t)slot, &a)) {
+		port->n_again++;
+		wh_outframe_announce(frame, &a);
+		return frame;
+	}
+	wh_outframe_free(port->source.loop, frame);
+	if (slot == WH_SLOTS_MAX)
+		port->again_due = false;
+	else
+		wh_port_violation(port, "it asks again for a segment that it has mapped");
+	return NULL;
 }

@@ -131,12 +131,12 @@ int wh_port_open(struct wharf_loop *loop, int fd, const struct wharf_port_option
 		error = check_socket(fd);
 	if (error)
 		return error;
-	error = wh_timers_reserve(&loop->timers, 2);
+	error = wh_timers_reserve(&loop->timers, WH_PORT_TIMERS);
 	if (error)
 		return error;
 	port = wh_loop_alloc(loop, sizeof(*port));
 	if (!port) {
-		wh_timers_unreserve(&loop->timers, 2);
+		wh_timers_unreserve(&loop->timers, WH_PORT_TIMERS);
 		return -ENOMEM;
 	}
 	memset(port, 0, sizeof(*port));
@@ -170,7 +170,7 @@ int wh_port_open(struct wharf_loop *loop, int fd, const struct wharf_port_option
 	wh_list_init(&port->ending);
 	error = join_pool(port, &o);
 	if (error) {
-		wh_timers_unreserve(&loop->timers, 2);
+		wh_timers_unreserve(&loop->timers, WH_PORT_TIMERS);
 		wh_loop_dealloc(loop, port);
 		return error;
 	}

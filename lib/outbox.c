@@ -91,11 +91,10 @@ bool wh_outbox_turn_over(struct wharf_port *port)
 enum wh_encoded wh_outbox_announce(struct wharf_port *port, uint16_t slot, int *ret_error)
 {
 	struct wh_announcement a;
-	struct wh_announce record;
 	uint64_t bytes;
 	int error;
 
-	if (!wh_encoder_takes(&port->open->encoder, sizeof(record)))
+	if (!wh_encoder_takes(&port->open->encoder, sizeof(struct wh_announce)))
 		return WH_FRAME_FULL;
 	bytes = wh_lease_slot_bytes(port->lease, slot);
 	if (port->tx_mapped_bytes + bytes > port->tx_mapped_bytes_max)
@@ -109,14 +108,7 @@ enum wh_encoded wh_outbox_announce(struct wharf_port *port, uint16_t slot, int *
 		return WH_ENCODE_FAILED;
 	}
 	port->tx_mapped_bytes += bytes;
-	record = (struct wh_announce){ .slot = slot,
-		.chunk_shift = a.chunk_shift,
-		.n_chunks = a.n_chunks,
-		.flags = a.huge ? WH_ANNOUNCE_HUGE : 0 };
-	wh_encode_control(&port->open->encoder, WH_RECORD_ANNOUNCE, &record, 2);
-	port->open->fds[0] = a.segment_fd;
-	port->open->fds[1] = a.release_fd;
-	port->open->announces = slot;
+	wh_outframe_announce(port->open, &a);
 	port->open->data = true;
 	wh_lease_announced(port->lease, slot, false);
 	return WH_ENCODED;
@@ -319,6 +311,15 @@ void wh_port_flush(struct wharf_port *port)
 	}
 	if (!port->said_hello)
 		return;
+	if (port->again_due) {
+		frame = wh_port_announce_again(port);
+		if (port->state == WH_PORT_ENDING)
+			return;
+		if (frame) {
+			wh_port_hand(port, frame);
+			return;
+		}
+	}
 	if (!wh_list_empty(&port->active)) {
 		encode_waiting(port);
 		if (port->state == WH_PORT_ENDING || !wh_port_reap(port) || port->stuck || port->tx_dead)

@@ -35,6 +35,11 @@ static inline uint32_t wh_port_message_room(const struct wharf_port *port)
 /* outframe.c */
 bool wh_controls_due(const struct wharf_port *port);
 void wh_port_retry_later(struct wharf_port *port); /* a flush after a growing pause */
+void wh_outframe_announce(struct wh_outframe *frame, const struct wh_announcement *a); /* its last record, and fits */
+
+/* mapping.c */
+/* A frame with what the peer has lost, ahead of all others; NULL: there is none, or none now. */
+struct wh_outframe *wh_port_announce_again(struct wharf_port *port);
 
 /* outbox.c */
 bool wh_outbox_open(struct wharf_port *port); /* makes sure of an open frame. False: no memory */

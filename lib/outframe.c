@@ -69,19 +69,23 @@ void wh_outframes_free(struct wharf_loop *loop)
 	loop->n_spare_frames = 0;
 }
 
-void wh_port_retry_later(struct wharf_port *port)
+void wh_port_back_off(struct wharf_port *port, struct wh_deadline *deadline, uint32_t *ns)
 {
-	port->backoff_ns = port->backoff_ns ? (uint32_t)wh_min(port->backoff_ns * 2, BACKOFF_MAX_NS) : BACKOFF_MIN_NS;
-	wh_loop_set_deadline(port->source.loop, &port->retry, port->backoff_ns);
+	*ns = *ns ? (uint32_t)wh_min(*ns * 2, BACKOFF_MAX_NS) : BACKOFF_MIN_NS;
+	wh_loop_set_deadline(port->source.loop, deadline, *ns);
 }
+
+void wh_port_retry_later(struct wharf_port *port) { wh_port_back_off(port, &port->retry, &port->backoff_ns); }
 
 /* ---- Control records ---- */
 
 /* The bye is the last record of the last frame with messages; what was asked of this end is answered before. */
-static bool bye_due(const struct wharf_port *port)
+bool wh_port_bye_due(const struct wharf_port *port)
 {
+	/* Messages that wait for a lost segment need a peer that stays. */
 	return port->state == WH_PORT_DRAINING && port->said_hello && !port->bye_encoded && !port->queued_messages &&
-		!port->plain.out.first && !port->flows[WH_FLOW_ANSWER].n && !port->frames && !wh_open_has_records(port);
+		!port->plain.out.first && !port->flows[WH_FLOW_ANSWER].n && !port->frames &&
+		!wh_open_has_records(port) && !(port->n_lost && port->n_held);
 }
 
 /* A farewell stays behind what the flow has encoded: frames that wait may be overtaken by one with control records. */
@@ -98,19 +102,20 @@ static bool farewells_due(const struct wharf_port *port)
 
 bool wh_controls_due(const struct wharf_port *port)
 {
-	return port->wake_due || port->report_due || port->retires_due || !wh_list_empty(&port->credits_due) ||
-		farewells_due(port) || bye_due(port);
+	return port->wake_due || port->report_due || port->slots_due || !wh_list_empty(&port->credits_due) ||
+		farewells_due(port) || wh_port_bye_due(port);
 }
 
 /* False: there was no room for all. */
-static bool encode_slots(struct wh_encoder *encoder, uint64_t *slots, uint16_t acknowledged)
+static bool encode_slots(
+	struct wh_encoder *encoder, uint64_t *slots, enum wh_record_kind kind, uint16_t acknowledged)
 {
 	for (unsigned i = 0; i < WH_SLOTS_MAX / 64; i++)
 		for (; slots[i]; slots[i] &= slots[i] - 1) {
 			struct wh_slot_record record = { .slot = (uint16_t)(i * 64 +
 								 (unsigned)__builtin_ctzll(slots[i])),
 				.acknowledged = acknowledged };
-			if (!wh_encode_control(encoder, WH_RECORD_RETIRE, &record, 0))
+			if (!wh_encode_control(encoder, kind, &record, 0))
 				return false;
 		}
 	return true;
@@ -192,16 +197,32 @@ static void encode_controls(struct wharf_port *port, struct wh_outframe *frame)
 			port->stats.wakes_sent++;
 		}
 	}
-	if (port->retires_due)
-		port->retires_due =
-			!(encode_slots(encoder, port->retire_acks, 1) && encode_slots(encoder, port->retire_asks, 0));
+	if (port->slots_due)
+		port->slots_due = !(encode_slots(encoder, port->retire_acks, WH_RECORD_RETIRE, 1) &&
+			encode_slots(encoder, port->retire_asks, WH_RECORD_RETIRE, 0) &&
+			encode_slots(encoder, port->announce_asks, WH_RECORD_ANNOUNCE_REQUEST, 0));
 	encode_farewells(port, frame, encoder);
 	encode_credits(port, encoder);
-	if (bye_due(port)) {
+	if (wh_port_bye_due(port)) {
 		struct wh_bye bye = { .code = WH_BYE_CLOSE, .last_call = port->flows[WH_FLOW_ANSWER].sequence };
 		if (wh_encode_control(encoder, WH_RECORD_BYE, &bye, 0))
 			port->bye_encoded = frame->bye = true;
 	}
+}
+
+void wh_outframe_announce(struct wh_outframe *frame, const struct wh_announcement *a)
+{
+	struct wh_announce record = {
+		.slot = a->slot,
+		.chunk_shift = a->chunk_shift,
+		.n_chunks = a->n_chunks,
+		.flags = a->huge ? WH_ANNOUNCE_HUGE : 0,
+	};
+
+	wh_encode_control(&frame->encoder, WH_RECORD_ANNOUNCE, &record, 2);
+	frame->fds[0] = a->segment_fd;
+	frame->fds[1] = a->release_fd;
+	frame->announces = a->slot;
 }
 
 /* ---- Handing frames to the engine, and taking them back ---- */

@@ -199,6 +199,11 @@ int wh_lease_announcement(struct wh_lease *lease, uint16_t slot, struct wh_annou
  * The fds of a slot are closed by themselves once the peer's releases prove that it has mapped it.
  */
 void wh_lease_announced(struct wh_lease *lease, uint16_t slot, bool sent);
+/*
+ * The peer says that the descriptors of an announcement were lost. 1: announce the slot again; 0: it is to be unmapped
+ * anyway; -EPROTO: it cannot have got an announcement, or has mapped the slot.
+ */
+int wh_lease_lost(struct wh_lease *lease, uint16_t slot);
 
 /*
  * Takes back everything that this lease's peer has released. Any thread. Returns bytes freed (whole chunks), or

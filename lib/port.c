@@ -69,6 +69,7 @@ void wh_port_end(struct wharf_port *port, uint32_t code, int error, const char *
 	wh_port_queued(port, &port->reason.unsent_messages, &port->reason.unsent_bytes);
 	wh_loop_clear_deadline(port->source.loop, &port->deadline);
 	wh_loop_clear_deadline(port->source.loop, &port->retry);
+	wh_loop_clear_deadline(port->source.loop, &port->ask);
 	wh_list_append(&port->source.loop->ending, &port->ending);
 	wh_loop_rouse(port->source.loop);
 }
@@ -175,10 +176,13 @@ void wh_port_eof(struct wharf_port *port)
 		wh_port_linger(port);
 		return;
 	}
-	if (port->paused || !wh_list_empty(&port->held) || port->n_aside)
-		return; /* looked at again when they are delivered */
+	if (wh_port_delivers(port))
+		return; /* looked at again when all is delivered */
 	wh_port_progress(port);
-	if (port->said_hello)
+	if (port->starved)
+		wh_port_end(port, WHARF_CLOSE_ERROR, EMFILE,
+			"no room in the descriptor table for a segment of the peer, which has ended");
+	else if (port->said_hello)
 		wh_port_end(port, WHARF_CLOSE_PEER_GONE, -port->eof_result, "peer %d (%s) ended without a word",
 			(int)port->peer.pid, port->peer.name);
 	else
@@ -194,7 +198,7 @@ static void port_detached(struct wharf_port *port)
 	wh_outframe_free(loop, port->sending);
 	wh_loop_clear_deadline(loop, &port->retry);
 	wh_loop_remove(&port->source);
-	wh_timers_unreserve(&loop->timers, 2);
+	wh_timers_unreserve(&loop->timers, WH_PORT_TIMERS);
 	wharf_port_unref(port); /* the loop's */
 }
 
@@ -257,7 +261,7 @@ static void on_deadline(struct wh_deadline *deadline)
 		/* Its end comes when what it had sent is delivered. */
 		if (port->eof)
 			return;
-		if (port->paused || !wh_list_empty(&port->held) || port->n_aside)
+		if (wh_port_delivers(port))
 			wh_loop_set_deadline(port->source.loop, &port->deadline, WH_GRACE_NS);
 		else
 			wh_port_end(port, WHARF_CLOSE_PEER_GONE, EPIPE, "the peer stopped reading");
@@ -295,7 +299,8 @@ static void on_pool_room(struct wharf_port *port)
 	}
 	while (wh_lease_next_retire(port->lease, &slot)) {
 		port->retire_asks[slot / 64] |= 1ull << (slot % 64);
-		port->retires_due = true;
+		port->announce_again[slot / 64] &= ~(1ull << (slot % 64));
+		port->slots_due = true;
 		wh_port_dirty(port);
 	}
 	wh_port_room(port);
@@ -330,6 +335,7 @@ void wh_port_callbacks(struct wharf_port *port)
 	port->source.loop_freed = on_loop_freed;
 	port->deadline.expired = on_deadline;
 	port->retry.expired = on_retry;
+	port->ask.expired = wh_port_ask_again;
 	port->kick.run = on_kick;
 }
 

@@ -27,6 +27,7 @@ enum {
 	/* payload that waits before a send submits by itself: the receiver must not idle meanwhile */
 	WH_FLUSH_BYTES = 1 << 20,
 	WH_ACCUMULATORS = 8,             /* release words collected at once; a power of two */
+	WH_PORT_TIMERS = 3,
 	/* A socket that can no longer be written, and whose end does not come, belongs to a peer that plays tricks. */
 	WH_GRACE_NS = 1000000000,
 };
@@ -64,6 +65,7 @@ struct wh_held {
 	uint32_t offset;                 /* of the next record to deliver */
 	uint32_t n_fds;
 	bool fds_lost;
+	bool data;                       /* counts in the peer's window */
 	int fds[WH_ENGINE_FDS_MAX];
 	_Alignas(64) unsigned char frame[];
 };
@@ -108,8 +110,11 @@ struct wharf_port {
 	bool backing_off;                /* the stuck frame waits for a timer, not for room in the socket */
 	bool hello_sent, bye_encoded, bye_sent;
 	bool wake_due, report_due;
-	bool retires_due;                /* a bit in one of the two maps of slots */
+	bool slots_due;                  /* a bit in one of the maps of slots that control records are made of */
+	bool again_due;                  /* a bit in announce_again */
+	uint8_t n_again;                 /* announcements made again since the peer was seen to have read all */
 	uint64_t retire_asks[WH_SLOTS_MAX / 64]; /* own slots that the peer should unmap */
+	uint64_t announce_again[WH_SLOTS_MAX / 64]; /* own slots whose announcement the peer has lost */
 	struct wh_list waiting;          /* on loop->waiting while a frame is stuck */
 	uint32_t window;
 	uint32_t backoff_ns;
@@ -152,11 +157,16 @@ struct wharf_port {
 	struct wh_list held;
 	uint32_t n_held;
 	struct wh_list ready;
+	uint16_t n_lost;                 /* slots of the peer that are announced, and whose descriptors were lost */
+	bool starved;                    /* the next message lies in one of those */
 	bool paused, untrusted, maps_huge;
 	bool harvest_due;                /* the peer says that it has released */
 	bool said_hello, peer_bye, eof;
 	int eof_result;
 	uint64_t retire_acks[WH_SLOTS_MAX / 64]; /* slots of the peer that are unmapped, to be told */
+	uint64_t announce_asks[WH_SLOTS_MAX / 64]; /* slots of the peer that are lost, to be asked for again */
+	struct wh_deadline ask;          /* when for the next time */
+	uint32_t ask_ns;
 
 	/* The end. */
 	struct wh_list ending;
@@ -243,9 +253,19 @@ struct wh_outframe *wh_outframe_new(struct wharf_loop *loop);
 void wh_outframe_free(struct wharf_loop *loop, struct wh_outframe *frame);
 void wh_outframes_free(struct wharf_loop *loop);
 
+/* outframe.c */
+bool wh_port_bye_due(const struct wharf_port *port);
+void wh_port_back_off(struct wharf_port *port, struct wh_deadline *deadline, uint32_t *ns); /* a growing pause */
+
 /* receive.c */
 void wh_port_receive(struct wharf_port *port, struct wh_event *event);
+void wh_port_schedule_held(struct wharf_port *port); /* if something is held that can be delivered */
 void wh_port_deliver_held(struct wharf_port *port);
+/* Something is yet to be delivered, or may be when a pause ends; not what only a lost segment could bring. */
+static inline bool wh_port_delivers(const struct wharf_port *port)
+{
+	return port->paused || port->n_aside || (!wh_list_empty(&port->held) && !port->starved);
+}
 void wh_port_look_for_end(struct wharf_port *port); /* when nothing waits to be delivered any more */
 void wh_port_drop_input(struct wharf_port *port);
 
@@ -253,7 +273,11 @@ void wh_fds_close(const int *fds, size_t n); /* but for those that are -1 */
 
 /* mapping.c */
 void wh_port_on_announce(struct wharf_port *port, const struct wh_announce *a, const int *fds, uint32_t n_fds);
+void wh_port_on_announce_request(struct wharf_port *port, const struct wh_slot_record *r);
 void wh_port_on_retire(struct wharf_port *port, const struct wh_slot_record *r);
+void wh_port_ask_again(struct wh_deadline *deadline); /* expired: port->ask */
+/* Does the message lie in a segment whose descriptors were lost? */
+bool wh_port_lacks_segment(const struct wharf_port *port, const struct wh_record *r);
 void wh_port_unmap(struct wharf_port *port);
 void wh_port_flush_all_released(struct wharf_port *port);
 

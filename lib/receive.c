@@ -13,16 +13,19 @@
 
 #include "receive.h"
 
-/* Control records follow the data of their frame, if it has any. */
-static bool is_data(const struct wh_frame *frame)
+/* When it arrives. Control records follow the data of their frame, if it has any. */
+static bool is_data(const struct wharf_port *port, const struct wh_frame *frame)
 {
-	switch (frame->n_records ? wh_frame_first(frame)->kind : 0) {
+	const struct wh_record *r = wh_frame_first(frame);
+
+	switch (frame->n_records ? r->kind : 0) {
 	case WH_RECORD_MESSAGE:
 	case WH_RECORD_CALL:
 	case WH_RECORD_REPLY:
-	case WH_RECORD_ANNOUNCE:
 	case WH_RECORD_PORT:
 		return true;
+	case WH_RECORD_ANNOUNCE:
+		return !port->limits.slots[((const struct wh_announce *)r)->slot].n_chunks;
 	default:
 		return false;
 	}
@@ -64,6 +67,10 @@ static void handle_control(struct wharf_port *port, const struct wh_record *r, s
 	switch (r->kind) {
 	case WH_RECORD_ANNOUNCE:
 		wh_port_on_announce(port, (const struct wh_announce *)r, rx->fds, rx->n_fds);
+		rx->n_fds = 0; /* of no more use: not to be held */
+		break;
+	case WH_RECORD_ANNOUNCE_REQUEST:
+		wh_port_on_announce_request(port, (const struct wh_slot_record *)r);
 		break;
 	case WH_RECORD_RETIRE:
 		wh_port_on_retire(port, (const struct wh_slot_record *)r);
@@ -114,9 +121,15 @@ static const struct wh_record *deliver(struct wharf_port *port, const struct wh_
 		.port = port,
 	};
 	uint64_t n_messages = 0, n_bytes = 0;
+	const bool lost = port->n_lost; /* more are lost only with the last record */
 
 	for (; r != end && !stopped(port); r = wh_record_next(r)) {
 		const struct wh_run *run;
+
+		if (wh_unlikely(lost) && wh_port_lacks_segment(port, r)) {
+			port->starved = true;
+			break;
+		}
 
 		if (wh_unlikely(r->kind != WH_RECORD_MESSAGE)) {
 			if (is_message(r->kind))
@@ -161,9 +174,9 @@ static const struct wh_record *deliver(struct wharf_port *port, const struct wh_
 
 /* ---- Frames ---- */
 
-static void frame_read(struct wharf_port *port, const struct wh_frame *frame)
+static void frame_read(struct wharf_port *port, const struct wh_frame *frame, const struct wh_rx *rx)
 {
-	if (!is_data(frame))
+	if (!rx->data)
 		return;
 	port->frames_read++;
 	/* Descriptors in flight are few, and count for the whole user: their sender waits for the word sooner. */
@@ -196,16 +209,16 @@ static void schedule(struct wharf_port *port)
 	}
 }
 
-static void schedule_held(struct wharf_port *port)
+void wh_port_schedule_held(struct wharf_port *port)
 {
-	if (!stopped(port) && !wh_list_empty(&port->held))
+	if (!stopped(port) && !port->starved && !wh_list_empty(&port->held))
 		schedule(port);
 }
 
 /* Reports and wakes are done when their control records are: an honest peer sends them without limit. */
-static bool must_wait(const struct wh_record *from, const struct wh_frame *frame)
+static bool must_wait(const struct wh_record *from, const struct wh_frame *frame, const struct wh_rx *rx)
 {
-	if (is_data(frame))
+	if (rx->data)
 		return true;
 	for (; from != wh_frame_end(frame); from = wh_record_next(from))
 		if (is_ordered(from->kind))
@@ -219,7 +232,7 @@ static void hold(
 	struct wh_held *held;
 
 	handle_controls_from(port, from, wh_frame_end(frame), rx);
-	if (port->state >= WH_PORT_ENDING || !must_wait(from, frame))
+	if (port->state >= WH_PORT_ENDING || !must_wait(from, frame, rx))
 		return;
 	if (port->n_held > WH_WINDOW_MAX) {
 		wh_port_violation(port, "it sends more frames than its window");
@@ -233,6 +246,7 @@ static void hold(
 	held->offset = (uint32_t)((const char *)from - (const char *)frame);
 	held->n_fds = rx->n_fds;
 	held->fds_lost = rx->fds_lost;
+	held->data = rx->data;
 	memcpy(held->frame, frame, frame->size);
 	for (uint32_t i = 0; i < rx->n_fds; i++) {
 		held->fds[i] = rx->fds[i];
@@ -240,7 +254,7 @@ static void hold(
 	}
 	wh_list_append(&port->held, &held->link);
 	port->n_held++;
-	schedule_held(port);
+	wh_port_schedule_held(port);
 }
 
 static void free_held(struct wharf_port *port, struct wh_held *held)
@@ -259,7 +273,8 @@ void wh_port_deliver_held(struct wharf_port *port)
 		struct wh_rx rx = { .sent_ns = frame->turn_ns,
 			.fds = held->fds,
 			.n_fds = held->n_fds,
-			.fds_lost = held->fds_lost };
+			.fds_lost = held->fds_lost,
+			.data = held->data };
 		const struct wh_record *r = (const struct wh_record *)(held->frame + held->offset);
 
 		count_share(port, frame);
@@ -267,12 +282,12 @@ void wh_port_deliver_held(struct wharf_port *port)
 		held->offset = (uint32_t)((const char *)r - (const char *)frame);
 		if (r != wh_frame_end(frame))
 			break;
-		frame_read(port, frame);
+		frame_read(port, frame, &rx);
 		free_held(port, held);
 		wh_port_flush_all_released(port);
 	}
 	wh_port_flush_all_released(port);
-	schedule_held(port);
+	wh_port_schedule_held(port);
 	/* Ends of calls wait for the replies before them, what was put aside for its port. */
 	if (wh_list_empty(&port->held) && (!wh_list_empty(&port->ended_calls) || !wh_list_empty(&port->resumed)))
 		wh_port_chore(port);
@@ -281,8 +296,10 @@ void wh_port_deliver_held(struct wharf_port *port)
 
 void wh_port_look_for_end(struct wharf_port *port)
 {
-	if (port->paused || !wh_list_empty(&port->held) || port->n_aside)
+	if (wh_port_delivers(port))
 		return;
+	if (wh_port_bye_due(port))
+		wh_port_dirty(port);
 	wh_port_progress(port);
 	if (port->eof)
 		wh_port_eof(port);
@@ -312,14 +329,19 @@ void wh_port_drop_input(struct wharf_port *port)
 		wh_list_remove(&port->ready);
 }
 
-/* A closed port that lingers listens for one thing only: that what it lent has come back. */
+/* A closed port that lingers listens for what keeps it: chunks that come back, and segments that were lost. */
 static void receive_lingering(struct wharf_port *port, const struct wh_event *event)
 {
 	const char *why;
 
-	if (!event->truncated &&
-		!wh_frame_check(event->bytes, event->size, event->n_fds, event->fds_lost, &port->limits, &why))
-		wh_port_linger(port);
+	if (event->truncated ||
+		wh_frame_check(event->bytes, event->size, event->n_fds, event->fds_lost, &port->limits, &why))
+		return;
+	for (const struct wh_record *r = wh_frame_first(event->bytes); r != wh_frame_end(event->bytes);
+		r = wh_record_next(r))
+		if (r->kind == WH_RECORD_ANNOUNCE_REQUEST)
+			wh_port_on_announce_request(port, (const struct wh_slot_record *)r);
+	wh_port_linger(port);
 }
 
 /* Frames in front of one that ends the port have arrived in good order: their share of the turn is waived. */
@@ -353,6 +375,7 @@ static void receive(struct wharf_port *port, struct wh_event *event)
 		wh_port_violation(port, why);
 		return;
 	}
+	rx.data = is_data(port, frame);
 	port->stats.rx_frames++;
 	wh_port_reap(port);
 	wh_port_read_by_peer(port, frame->consumed);
@@ -375,7 +398,7 @@ static void receive(struct wharf_port *port, struct wh_event *event)
 		hold(port, r, frame, &rx);
 		return;
 	}
-	frame_read(port, frame);
+	frame_read(port, frame, &rx);
 }
 
 void wh_port_receive(struct wharf_port *port, struct wh_event *event)

@@ -11,6 +11,7 @@ struct wh_rx {
 	int *fds; /* an entry is -1 once it has found its owner */
 	uint32_t n_fds;
 	bool fds_lost;
+	bool data; /* the frame counts in the peer's window */
 };
 
 /* Of a record that waits in a copy: nobody wants it any more. No flag of the wire's. */

@@ -16,9 +16,13 @@
  *  10  u16  zero
  *  12  u32  size       of the whole datagram
  *  16  u64  turn_ns    any
- *  24  u64  consumed   any. Told at the latest when a quarter of the peer's window_frames, or 2 MiB of payload,
- *                      or a frame with descriptors or TELL was read since
+ *  24  u64  consumed   any: data frames that its sender has read. Told at the latest when a quarter of the peer's
+ *                      window_frames, or 2 MiB of payload, or a frame with descriptors or TELL was read since
  *  32  records, one behind the other
+ *
+ * A data frame begins with a MESSAGE, CALL, REPLY or PORT, or with the ANNOUNCE of a slot that is not announced. consumed
+ * and window_frames count those and no others: an ANNOUNCE that was asked for again, in a frame of its own, gets through
+ * when the window is full.
  *
  * A frame is valid if and only if
  *   - the datagram has at least 32 bytes and at most the limit; magic, version, flags and zero are as above; size
@@ -113,7 +117,8 @@
  *  11  u8   flags         1 HUGE, or zero
  *  12  u32  n_chunks      1 to 1 GiB >> chunk_shift
  *
- * 8 ANNOUNCE_REQUEST, 9 RETIRE, 16
+ * 8 ANNOUNCE_REQUEST, 9 RETIRE, 16. ANNOUNCE_REQUEST: the slot's descriptors were lost on arrival, and the same
+ * ANNOUNCE is to come once more. It follows an ANNOUNCE that has arrived, each at most once
  *   8  u16  slot          below 256. RETIRE with acknowledged 0: announced, and in no run, ANNOUNCE or other such
  *                         RETIRE of the frame
  *  10  u16  acknowledged  0; in RETIRE 0 from the owner of the slot, 1 from its reader

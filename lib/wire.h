@@ -63,7 +63,7 @@ struct wh_frame {
 	uint16_t zero;
 	uint32_t size;              /* of the whole datagram */
 	uint64_t turn_ns;           /* when the sender's turn began, CLOCK_MONOTONIC */
-	uint64_t consumed;          /* frames from its peer that the sender has read since the port opened */
+	uint64_t consumed;          /* data frames from its peer that the sender has read since the port opened */
 };
 
 struct wh_record {

@@ -14,6 +14,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -184,6 +185,31 @@ size_t harness_count_maps(const char *name)
 	fclose(maps);
 	return n;
 }
+
+static void limit_fds(rlim_t most)
+{
+	struct rlimit limit;
+
+	if (getrlimit(RLIMIT_NOFILE, &limit))
+		broken("RLIMIT_NOFILE");
+	limit.rlim_cur = most < limit.rlim_max ? most : limit.rlim_max;
+	if (setrlimit(RLIMIT_NOFILE, &limit))
+		broken("RLIMIT_NOFILE");
+}
+
+void harness_limit_fds(unsigned more)
+{
+	int lowest_free;
+
+	harness_unlimit_fds();
+	lowest_free = dup(STDERR_FILENO);
+	if (lowest_free < 0)
+		broken("dup");
+	close(lowest_free);
+	limit_fds((rlim_t)lowest_free + more);
+}
+
+void harness_unlimit_fds(void) { limit_fds(RLIM_INFINITY); }
 
 /* ---- Children ------------------------------------------------------------------------------------------------- */
 

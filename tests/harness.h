@@ -38,6 +38,10 @@ size_t harness_count_fds(void);
 /* Mappings whose name contains `name`: "/memfd:" for all memfds. */
 size_t harness_count_maps(const char *name);
 
+/* Lets this process open `more` descriptors, and no further ones; or as many as it ever may. */
+void harness_limit_fds(unsigned more);
+void harness_unlimit_fds(void);
+
 /* ---- Children ------------------------------------------------------------------------------------------------- */
 
 struct harness_child {

@@ -159,6 +159,16 @@ bool raw_retire(int fd, uint16_t slot, bool acknowledged)
 	return raw_end(fd, &frame, raw_consumed);
 }
 
+bool raw_ask_again(int fd, uint16_t slot)
+{
+	struct wh_slot_record record = { .slot = slot };
+	struct raw_frame frame;
+
+	raw_begin(&frame);
+	RAW_REQUIRE(wh_encode_control(&frame.encoder, WH_RECORD_ANNOUNCE_REQUEST, &record, 0));
+	return raw_end(fd, &frame, raw_consumed);
+}
+
 bool raw_wake(int fd)
 {
 	struct raw_frame frame;
@@ -277,7 +287,7 @@ static unsigned n_records(const struct raw_read *read)
 	return ((const struct wh_frame *)(const void *)read->bytes)->n_records;
 }
 
-static const struct wh_record *find(const struct raw_read *read, enum wh_record_kind kind)
+const void *raw_find(const struct raw_read *read, enum wh_record_kind kind)
 {
 	const struct wh_record *r = wh_frame_first(read->bytes);
 
@@ -292,7 +302,7 @@ uint32_t raw_bye_code(int fd)
 	struct raw_read read;
 
 	while (raw_receive(fd, &read)) {
-		const struct wh_bye *bye = (const struct wh_bye *)find(&read, WH_RECORD_BYE);
+		const struct wh_bye *bye = raw_find(&read, WH_RECORD_BYE);
 		drop_fds(&read);
 		if (bye)
 			return bye->code;

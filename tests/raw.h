@@ -44,6 +44,7 @@ bool raw_chunks(int fd, uint16_t slot, uint32_t first, unsigned n_chunks, uint32
 bool raw_bytes(int fd, const void *bytes, uint32_t size);
 bool raw_bye(int fd, uint32_t code);
 bool raw_retire(int fd, uint16_t slot, bool acknowledged);
+bool raw_ask_again(int fd, uint16_t slot);
 bool raw_wake(int fd);
 bool raw_report(int fd, uint64_t consumed);
 bool raw_announce(int fd, uint16_t slot, uint8_t chunk_shift, uint32_t n_chunks, int segment_fd, int release_fd);
@@ -75,6 +76,8 @@ struct raw_read {
 	size_t n_fds;
 };
 bool raw_receive(int fd, struct raw_read *ret_read);
+/* The first record of that kind in what was read; NULL: none. */
+const void *raw_find(const struct raw_read *read, enum wh_record_kind kind);
 /* The code of the next bye, and 0 if there is none. Everything before it is thrown away. */
 uint32_t raw_bye_code(int fd);
 

@@ -6,7 +6,6 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <sys/mman.h>
-#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -256,33 +255,6 @@ Test(hostile_process, memory_that_a_gone_peer_still_maps_is_not_written_again)
 
 /* ---- Full descriptor tables ---- */
 
-static int lowest_free(void)
-{
-	int fd = dup(STDERR_FILENO);
-
-	cr_assert_geq(fd, 0);
-	close(fd);
-	return fd;
-}
-
-static void limit_fds(int more)
-{
-	struct rlimit limit;
-
-	cr_assert_eq(getrlimit(RLIMIT_NOFILE, &limit), 0);
-	limit.rlim_cur = (rlim_t)(lowest_free() + more);
-	cr_assert_eq(setrlimit(RLIMIT_NOFILE, &limit), 0);
-}
-
-static void unlimit_fds(void)
-{
-	struct rlimit limit;
-
-	cr_assert_eq(getrlimit(RLIMIT_NOFILE, &limit), 0);
-	limit.rlim_cur = limit.rlim_max;
-	cr_assert_eq(setrlimit(RLIMIT_NOFILE, &limit), 0);
-}
-
 Test(hostile_process, descriptors_that_do_not_fit_are_lost_and_said_so)
 {
 	int fds[20], peer;
@@ -298,10 +270,10 @@ Test(hostile_process, descriptors_that_do_not_fit_are_lost_and_said_so)
 	for (int room = 0; room < 21; room += 5) {
 		size_t n_before = harness_count_fds();
 		unsigned n = (unsigned)p.a.n_messages;
-		limit_fds(room);
+		harness_limit_fds((unsigned)room);
 		cr_assert(raw_fds(peer, fds, 20));
 		settle(p.loop);
-		unlimit_fds();
+		harness_unlimit_fds();
 		cr_assert_eq(p.a.n_closed, 0, "%s", p.a.reason_text);
 		cr_assert_eq(p.a.n_messages, n + 1);
 		cr_assert_eq(p.a.seen[n].n_fds, 20);
@@ -312,23 +284,33 @@ Test(hostile_process, descriptors_that_do_not_fit_are_lost_and_said_so)
 	pair_free(&p);
 }
 
-Test(hostile_process, an_announcement_that_does_not_fit_ends_the_port_only)
+/* Of a message with descriptors between two without. */
+Test(hostile_process, descriptors_lost_while_paused_are_said_of_their_message)
 {
-	for (int room = 0; room < 2; room++) {
-		struct raw_segment s;
-		int peer = pair_open_half(&p, NULL);
+	int fds[] = { STDERR_FILENO, STDERR_FILENO, STDERR_FILENO };
 
+	for (unsigned room = 0; room <= 3; room++) {
+		int peer = pair_open_half(&p, WHARF_OPT(port, .rx_fds_max = 8));
+		size_t n_before = harness_count_fds();
 		raw_say_hello(peer, NULL);
 		settle(p.loop);
-		raw_segment_open(&s, 12, 64);
-		limit_fds(room);
-		cr_assert(raw_announce_segment(peer, 0, &s));
+		cr_assert_eq(wharf_port_pause(p.a.port), 0);
+		cr_assert(raw_bytes(peer, "before", 6));
+		harness_limit_fds(room);
+		cr_assert(raw_fds(peer, fds, 3));
 		settle(p.loop);
-		unlimit_fds();
-		cr_assert_eq(p.a.n_closed, 1);
-		cr_assert_eq(p.a.reason.code, WHARF_CLOSE_ERROR);
-		cr_assert_eq(p.a.reason.error, EMFILE);
-		raw_segment_close(&s);
+		harness_unlimit_fds();
+		cr_assert(raw_bytes(peer, "behind", 6));
+		settle(p.loop);
+		cr_assert_eq(harness_count_fds(), n_before + room);
+		cr_assert_eq(wharf_port_resume(p.a.port), 0);
+		settle(p.loop);
+		cr_assert_eq(p.a.n_messages, 3, "%s", p.a.reason_text);
+		cr_assert_eq(p.a.seen[0].flags, 0);
+		cr_assert_eq(p.a.seen[1].flags, room < 3 ? WHARF_MSG_FDS_LOST : 0, "room for %u", room);
+		cr_assert_eq(p.a.seen[1].n_fds, 3);
+		cr_assert_eq(p.a.seen[2].flags, 0);
+		cr_assert_eq(harness_count_fds(), n_before);
 		close(peer);
 		pair_free(&p);
 	}
@@ -339,26 +321,37 @@ Test(hostile_process, a_full_table_refuses_what_needs_a_descriptor)
 	struct harness_snapshot before;
 	wharf_loop *loop = NULL;
 	struct wharf_buf b;
+	const struct wharf_out out = { .parts = &(struct wharf_part){ .buf = &b }, .n_parts = 1,
+		.fds = (int[]){ STDERR_FILENO }, .n_fds = 1 };
 	const char *leak;
 
 	warm_up();
 	harness_snapshot_take(&before);
-	pair_open(&p, NULL, NULL);
-	limit_fds(0);
+	pair_open(&p, NULL, WHARF_OPT(port, .rx_fds_max = 1));
+	harness_limit_fds(0);
 	cr_assert_eq(wharf_loop_new(NULL, &loop), -EMFILE);
 	cr_assert_eq(wharf_pair((int[2]){ 0 }), -EMFILE);
 	cr_assert_eq(wharf_buf_claim(wharf_port_pool(p.a.port), 100, &b), -EMFILE);
-	cr_assert_eq(wharf_send(p.a.port, &(struct wharf_out){ .fds = (int[]){ 2 }, .n_fds = 1 }), -EMSGSIZE);
-	unlimit_fds();
+	cr_assert_eq(wharf_send(p.a.port, &(struct wharf_out){ .fds = (int[]){ 2, 2 }, .n_fds = 2 }), -EMSGSIZE);
+	harness_unlimit_fds();
 	/* A segment, and no room for its release map. */
-	limit_fds(1);
+	harness_limit_fds(1);
 	cr_assert_eq(wharf_buf_claim(wharf_port_pool(p.a.port), 100, &b), 0);
 	cr_assert_eq(wharf_send_buf(p.a.port, 1, &b), -EMFILE);
 	cr_assert_not_null(b.data, "it stays the caller's");
-	unlimit_fds();
+	harness_unlimit_fds();
 	cr_assert_eq(wharf_send_buf(p.a.port, 1, &b), 0);
+	/* A payload, and no room for a copy of its descriptor. */
+	cr_assert_eq(wharf_buf_claim(wharf_port_pool(p.a.port), 100, &b), 0);
+	harness_limit_fds(0);
+	cr_assert_eq(wharf_send(p.a.port, &out), -EMFILE);
+	cr_assert_not_null(b.data);
+	harness_unlimit_fds();
+	cr_assert_eq(wharf_send(p.a.port, &out), 0);
+	cr_assert_null(b.data);
 	settle(p.loop);
-	cr_assert_eq(p.b.n_messages, 1);
+	cr_assert_eq(p.b.n_messages, 2);
+	cr_assert_eq(p.b.seen[1].flags, 0);
 	pair_free(&p);
 	leak = harness_snapshot_diff(&before);
 	cr_assert(!leak, "%s", leak);
