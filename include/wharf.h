@@ -381,7 +381,7 @@ struct wharf_port_options {
 	/* What this end queues and lends: past it a send answers -EAGAIN. */
 	/* payload and overhead that waits behind the first frame; default 4 MiB. Of one stream or call: a quarter of it */
 	uint64_t tx_queued_bytes_max;
-	uint32_t tx_fds_max;          /* descriptors sent and not yet known to be read; default 253, at least 1 */
+	uint32_t tx_fds_max;          /* descriptors sent and not yet known to be read; default and most: 253 */
 	uint32_t unreleased_max;      /* keep-latest: values with the peer; -EOPNOTSUPP in this release */
 
 	/* What this end takes: told to the peer, and a violation if passed. */

@@ -53,8 +53,8 @@ static int read_options(const struct wharf_port_options *given, struct wharf_por
 		o->pool_bytes_max = DEFAULT_POOL_BYTES;
 	if (!o->tx_queued_bytes_max)
 		o->tx_queued_bytes_max = DEFAULT_QUEUED_BYTES;
-	if (!o->tx_fds_max)
-		o->tx_fds_max = WH_ENGINE_FDS_MAX;
+	if (!o->tx_fds_max || o->tx_fds_max > WH_WIRE_FDS_MAX)
+		o->tx_fds_max = WH_WIRE_FDS_MAX;
 	if (!o->rx_mapped_bytes_max)
 		o->rx_mapped_bytes_max = DEFAULT_MAPPED_BYTES;
 	if (!o->rx_bytes_max)

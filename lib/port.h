@@ -156,6 +156,7 @@ struct wharf_port {
 	uint32_t msgs_per_turn, msgs_this_turn, msgs_turn;
 	struct wh_list held;
 	uint32_t n_held;
+	uint32_t n_held_fds;
 	struct wh_list ready;
 	uint16_t n_lost;                 /* slots of the peer that are announced, and whose descriptors were lost */
 	bool starved;                    /* the next message lies in one of those */

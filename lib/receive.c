@@ -238,6 +238,10 @@ static void hold(
 		wh_port_violation(port, "it sends more frames than its window");
 		return;
 	}
+	if (port->n_held_fds + rx->n_fds > WH_WIRE_FDS_MAX) {
+		wh_port_violation(port, "it sends more descriptors than may be unread");
+		return;
+	}
 	held = aligned_alloc(64, wh_align_up(sizeof(*held) + frame->size, 64));
 	if (!held) {
 		wh_port_end(port, WHARF_CLOSE_ERROR, ENOMEM, "no memory to hold a frame while paused");
@@ -254,6 +258,7 @@ static void hold(
 	}
 	wh_list_append(&port->held, &held->link);
 	port->n_held++;
+	port->n_held_fds += held->n_fds;
 	wh_port_schedule_held(port);
 }
 
@@ -262,6 +267,7 @@ static void free_held(struct wharf_port *port, struct wh_held *held)
 	wh_fds_close(held->fds, held->n_fds);
 	wh_list_remove(&held->link);
 	port->n_held--;
+	port->n_held_fds -= held->n_fds;
 	free(held);
 }
 

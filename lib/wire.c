@@ -22,7 +22,8 @@
  *
  * A data frame begins with a MESSAGE, CALL, REPLY or PORT, or with the ANNOUNCE of a slot that is not announced. consumed
  * and window_frames count those and no others: an ANNOUNCE that was asked for again, in a frame of its own, gets through
- * when the window is full.
+ * when the window is full. The data frames that their sender has not been told to be read carry at most 253 descriptors
+ * together, those of ANNOUNCE not counted.
  *
  * A frame is valid if and only if
  *   - the datagram has at least 32 bytes and at most the limit; magic, version, flags and zero are as above; size

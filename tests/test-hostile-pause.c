@@ -143,6 +143,53 @@ Test(hostile_pause, a_paused_port_hears_any_number_of_reports)
 	pair_free(&p);
 }
 
+Test(hostile_pause, a_paused_port_holds_no_more_descriptors_than_may_be_unread)
+{
+	int fds[250], peer = pair_open_half(&p, WHARF_OPT(port, .rx_fds_max = 253));
+
+	for (int i = 0; i < 250; i++)
+		fds[i] = STDERR_FILENO;
+	raw_say_hello(peer, NULL);
+	settle(p.loop);
+	cr_assert_eq(wharf_port_pause(p.a.port), 0);
+	cr_assert(raw_fds(peer, fds, 250));
+	cr_assert(raw_fds(peer, fds, 3));
+	settle(p.loop);
+	cr_assert_eq(p.a.n_closed, 0, "%s", p.a.reason_text);
+	/* What is delivered makes room, read or not. */
+	cr_assert_eq(wharf_port_resume(p.a.port), 0);
+	settle(p.loop);
+	cr_assert_eq(p.a.n_messages, 2);
+	cr_assert_eq(wharf_port_pause(p.a.port), 0);
+	cr_assert(raw_fds(peer, fds, 250));
+	cr_assert(raw_fds(peer, fds, 4));
+	settle(p.loop);
+	cr_assert_eq(p.a.n_closed, 1);
+	cr_assert_eq(p.a.reason.code, WHARF_CLOSE_VIOLATION);
+	close(peer);
+	pair_free(&p);
+}
+
+Test(hostile_pause, a_port_that_may_have_more_descriptors_unread_sends_no_more)
+{
+	struct wharf_out out = { .fds = (int[]){ STDERR_FILENO }, .n_fds = 1 };
+	unsigned n = 0;
+
+	pair_open(&p, WHARF_OPT(port, .tx_fds_max = 1000), WHARF_OPT(port, .rx_fds_max = 253));
+	cr_assert_eq(wharf_port_pause(p.b.port), 0);
+	/* The window holds fewer: most of them wait here. */
+	while (wharf_send(p.a.port, &out) == 0) {
+		settle(p.loop);
+		cr_assert_leq(++n, 253);
+	}
+	cr_assert_eq(n, 253);
+	cr_assert_eq(wharf_port_resume(p.b.port), 0);
+	settle(p.loop);
+	cr_assert_eq(p.b.n_messages, 253, "%s", p.b.reason_text);
+	cr_assert_eq(p.a.n_writable, 1);
+	pair_free(&p);
+}
+
 /* ---- Pausing at the end ---- */
 
 static struct wharf_msg *kept;
