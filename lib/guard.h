@@ -10,7 +10,8 @@ extern const volatile unsigned char *wh_guard_page;
 
 static inline bool wh_forked(void)
 {
-	const volatile unsigned char *page = wh_guard_page;
+	/* Another thread may be making it: with this, what it wrote is seen. */
+	const volatile unsigned char *page = __atomic_load_n(&wh_guard_page, __ATOMIC_ACQUIRE);
 	return wh_unlikely(page && !*page);
 }
 
