@@ -23,7 +23,7 @@
  *   | thread           | functions                                                                              |
  *   |------------------|----------------------------------------------------------------------------------------|
  *   | any              | wharf_buf_claim, _trim, _ref, _abandon; wharf_msg_ref, _release, _copy, _contiguous;   |
- *   |                  | wharf_pool_*; wharf_port_ref, _unref; wharf_loop_ref, _unref, _wake, _stop;            |
+ *   |                  | wharf_pool_*; wharf_port_ref, _unref; wharf_loop_ref, _unref, _wake, _stop, _post;     |
  *   |                  | wharf_pair, wharf_version, wharf_close_name, wharf_fork_child; wharf_msg_take_fd of a  |
  *   |                  | taken message, one thread at a time                                                    |
  *   | any but a loop's | wharf_buf_claim_wait                                                                   |
@@ -151,7 +151,7 @@ WHARF_API wharf_loop *wharf_loop_unref(wharf_loop *loop);
  */
 WHARF_API int wharf_loop_step(wharf_loop *loop, int64_t timeout_ns);
 
-/* Steps until wharf_loop_stop, or until no port or listener is left: 0. Negative as wharf_loop_step. */
+/* Steps until wharf_loop_stop, or until no port, listener or task is left: 0. Negative as wharf_loop_step. */
 WHARF_API int wharf_loop_run(wharf_loop *loop);
 
 /* Makes wharf_loop_run return after its current turn, or the next call of it at once. Also from a signal handler. */
@@ -159,6 +159,25 @@ WHARF_API void wharf_loop_stop(wharf_loop *loop);
 
 /* Makes a waiting step return. Also from a signal handler. 0; -EPIPE. */
 WHARF_API int wharf_loop_wake(wharf_loop *loop);
+
+/*
+ * Work for the loop's thread, in storage that the caller brings: zero opaque before its first use, and leave the
+ * structure alone while it is pending. run fires exactly once per post, in a turn: status 0, or -EPIPE inside
+ * wharf_loop_free, before any on_close. From when it is called the task may be posted again, by run itself, too: that is
+ * for the next turn; or its storage may go.
+ */
+struct wharf_task {
+	void (*run)(struct wharf_task *task, int status);
+	void *user;
+	uint64_t opaque[4];
+};
+
+/*
+ * Has task->run called by the loop, after all that was posted to it before, by whatever thread; wakes it if it sleeps.
+ * wharf_loop_run does not return while a task is pending. Any thread, callbacks too, but no signal handler; no memory
+ * is allocated. 0; -EALREADY: pending; -EPIPE: the loop was freed, and run is not called for it.
+ */
+WHARF_API int wharf_loop_post(wharf_loop *loop, struct wharf_task *task);
 
 /*
  * Sends now what is queued, without running callbacks: a burst of sends leaves before the host comes round to the next
@@ -840,17 +859,6 @@ WHARF_API int wharf_port_watch(wharf_port *port, int pidfd);
  */
 WHARF_API WHARF_CHECK int wharf_post(wharf_port *port, const struct wharf_out *out, int64_t timeout_ns);
 WHARF_API WHARF_CHECK int wharf_post_buf(wharf_port *port, uint32_t type, struct wharf_buf *buf, int64_t timeout_ns);
-
-/*
- * run fires exactly once on the loop's thread: status 0, or -EPIPE when the loop was freed first. The caller brings the
- * storage, and may post it again from when run is called. Tasks not yet run keep wharf_loop_run running.
- */
-struct wharf_task {
-	void (*run)(struct wharf_task *task, int status);
-	void *user;
-	uint64_t opaque[4]; /* zero before its first use */
-};
-WHARF_API int wharf_loop_post(wharf_loop *loop, struct wharf_task *task); /* 0; -EALREADY: pending; -EPIPE */
 
 /*
  * Passing an end: one that was never opened travels in a message, with what its socket has queued, and is opened by the

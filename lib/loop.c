@@ -322,9 +322,15 @@ static void run_endings(struct wharf_loop *loop)
 		wh_port_finish(wh_container_of(node, struct wharf_port, ending));
 }
 
+static bool posts_wait(const struct wharf_loop *loop)
+{
+	return atomic_load_explicit(&loop->posts.waiting, memory_order_relaxed);
+}
+
 static bool work_waits(const struct wharf_loop *loop)
 {
 	return !wh_list_empty(&loop->ready) || !wh_list_empty(&loop->chores) || !wh_list_empty(&loop->ending) ||
+		posts_wait(loop) ||
 		atomic_load_explicit(&loop->kicked, memory_order_relaxed);
 }
 
@@ -394,6 +400,7 @@ static int turn(struct wharf_loop *loop, int64_t timeout_ns)
 		return broken(loop, n);
 	loop->turn_ns = wh_loop_clock(loop);
 	happened = run_kicks(loop);
+	happened |= wh_loop_run_posts(loop, 0);
 	while (budget-- > 0 && wh_engine_next(loop->engine, &event)) {
 		struct wh_source *source = wh_container_of(event.link, struct wh_source, link);
 		/* A send that came back is no reason to try those that were refused: trying makes the next one. */
@@ -483,7 +490,8 @@ int wharf_loop_run(wharf_loop *loop)
 	if (loop->in_step)
 		return -EDEADLK;
 	/* Between two of these steps nothing needs to leave: the next one submits when it waits. */
-	while (!atomic_exchange_explicit(&loop->stopped, false, memory_order_acquire) && loop->n_users && more >= 0)
+	while (!atomic_exchange_explicit(&loop->stopped, false, memory_order_acquire) && more >= 0 &&
+		(loop->n_users || posts_wait(loop)))
 		more = step(loop, -1);
 	return more < 0 ? more : leave(loop, more > 0);
 }
@@ -571,6 +579,8 @@ wharf_loop *wharf_loop_free(wharf_loop *loop)
 	/* From here on, so that an on_close that reconnects is refused. */
 	atomic_store(&loop->freed, true);
 	wh_current_loop = loop;
+	/* While what they may refer to is still there. No more can follow. */
+	wh_loop_run_posts(loop, -EPIPE);
 	for (node = loop->sources.next; node != &loop->sources; node = next) {
 		next = node->next;
 		wh_container_of(node, struct wh_source, all)->loop_freed(wh_container_of(node, struct wh_source, all));

@@ -8,6 +8,7 @@
 #include "engine.h"
 #include "guard.h"
 #include "list.h"
+#include "post.h"
 #include "timer.h"
 #include "wharf.h"
 
@@ -61,8 +62,9 @@ struct wharf_loop {
 	struct wh_list ending;      /* ports whose on_close is due */
 	struct wh_timers timers;
 
-	pthread_mutex_t kick_lock;  /* kicks and the life of the engine against other threads */
+	pthread_mutex_t kick_lock;  /* kicks, posts and the life of the engine against other threads */
 	struct wh_kick *_Atomic kicked;
+	struct wh_posts posts;
 	_Atomic bool rung;          /* by wharf_loop_wake, and not yet seen by a spinning wait */
 	_Atomic uint32_t wakers;    /* threads and signal handlers inside wharf_loop_wake */
 
