@@ -339,7 +339,10 @@ static void act(void)
 		release();
 		break;
 	case 12:
-		(void)!raw_report(peer.fd, raw_consumed);
+		if (chance(20)) /* of what it may have mapped */
+			(void)!raw_ask_again(peer.fd, (uint16_t)below(4));
+		else
+			(void)!raw_report(peer.fd, raw_consumed);
 		break;
 	default:
 		send_messages();

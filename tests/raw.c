@@ -317,7 +317,7 @@ static void hold_map(struct raw_holder *holder, const struct wh_announce *a, int
 
 	RAW_REQUIRE(fstat(fd, &st) == 0);
 	map = mmap(NULL, (size_t)st.st_size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-	RAW_REQUIRE(map != MAP_FAILED && !holder->maps[a->slot]);
+	RAW_REQUIRE(map != MAP_FAILED);
 	holder->maps[a->slot] = map;
 	holder->bytes[a->slot] = (size_t)st.st_size;
 	holder->n_chunks[a->slot] = a->n_chunks;
@@ -342,8 +342,11 @@ void raw_hold(int fd, struct raw_holder *holder)
 		bool data = false;
 
 		for (unsigned n = n_records(&read); n; n--, r = wh_record_next(r)) {
-			data |= r->kind == WH_RECORD_ANNOUNCE || r->kind == WH_RECORD_MESSAGE;
-			if (r->kind == WH_RECORD_ANNOUNCE && read.n_fds == 2)
+			bool first = r->kind == WH_RECORD_ANNOUNCE &&
+				!holder->maps[((const struct wh_announce *)r)->slot]; /* not asked for again */
+
+			data |= first || r->kind == WH_RECORD_MESSAGE;
+			if (first && read.n_fds == 2)
 				hold_map(holder, (const struct wh_announce *)r, read.fds[1]);
 			else if (r->kind == WH_RECORD_MESSAGE)
 				hold_runs(holder, r);
