@@ -6,6 +6,7 @@
 #include <string.h>
 #include <sys/file.h>
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "address.h"
@@ -16,6 +17,7 @@ enum {
 	BACKLOG = 128,
 	RETRY_MIN_NS = 10000000, /* after EMFILE and its like nothing tells when to go on */
 	RETRY_MAX_NS = 1000000000,
+	LOCK_TRIES = 100,        /* a millisecond apart */
 };
 
 /* A peer that connects and says nothing must not hold a port for ever. */
@@ -37,7 +39,8 @@ struct wharf_listener {
 /* ---- The socket file ---- */
 
 /*
- * Two processes that replace the same stale file must not remove each other's new one. -1: not lockable, go on without.
+ * Two processes that replace the same stale file must not remove each other's new one. Anybody who may read the
+ * directory can hold this lock, for ever if he likes: then, and where it cannot be had, it goes on without. -1: it does.
  */
 static int lock_directory(const char *path)
 {
@@ -49,8 +52,8 @@ static int lock_directory(const char *path)
 	memcpy(directory, path, length);
 	directory[length] = '\0';
 	fd = open(slash ? (length ? directory : "/") : ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-	if (fd >= 0)
-		flock(fd, LOCK_EX);
+	for (int i = 0; fd >= 0 && flock(fd, LOCK_EX | LOCK_NB) < 0 && errno == EWOULDBLOCK && i < LOCK_TRIES; i++)
+		nanosleep(&(struct timespec){ .tv_nsec = 1000000 }, NULL);
 	return fd;
 }
 
@@ -83,14 +86,13 @@ static bool is_stale(const struct wh_address *a, int *ret_error)
 static int bind_path(int fd, const struct wh_address *a, mode_t mode)
 {
 	const char *path = a->sockaddr.sun_path;
-	int lock, error = 0;
+	int error = 0;
 
 	/*
 	 * The file is made with the socket's own mode, so it is never wider than asked; the umask may have made it
 	 * narrower.
 	 */
 	fchmod(fd, mode);
-	lock = lock_directory(path);
 	if (bind(fd, (const struct sockaddr *)&a->sockaddr, a->size) < 0) {
 		error = -errno;
 		if (error == -EADDRINUSE && is_stale(a, &error)) {
@@ -103,9 +105,29 @@ static int bind_path(int fd, const struct wh_address *a, mode_t mode)
 		error = -errno;
 		unlink(path);
 	}
+	return error;
+}
+
+/* Locked until it listens: in between the new file looks stale. */
+static int listen_on_path(int fd, const struct wh_address *a, mode_t mode, int backlog, struct stat *ret_file)
+{
+	const char *path = a->sockaddr.sun_path;
+	int lock = lock_directory(path), error = bind_path(fd, a, mode);
+
+	if (!error && (listen(fd, backlog) < 0 || lstat(path, ret_file) < 0)) {
+		error = -errno;
+		unlink(path);
+	}
 	if (lock >= 0)
 		close(lock);
 	return error;
+}
+
+static int listen_on_name(int fd, const struct wh_address *a, int backlog)
+{
+	if (bind(fd, (const struct sockaddr *)&a->sockaddr, a->size) < 0 || listen(fd, backlog) < 0)
+		return -errno;
+	return 0;
 }
 
 static void remove_file(const struct wharf_listener *l)
@@ -210,8 +232,7 @@ static int read_options(const struct wharf_listener_options *given, struct wharf
 		return -EINVAL;
 	if (!o->mode)
 		o->mode = 0600;
-	if (!o->backlog)
-		o->backlog = BACKLOG;
+	o->backlog = o->backlog ? (uint32_t)wh_min(o->backlog, 65535) : BACKLOG;
 	return 0;
 }
 
@@ -238,18 +259,12 @@ int wharf_listen(wharf_loop *loop, const char *address, const struct wharf_liste
 	if (fd < 0)
 		return -errno;
 	if (a.abstract)
-		error = bind(fd, (const struct sockaddr *)&a.sockaddr, a.size) < 0 ? -errno : 0;
+		error = listen_on_name(fd, &a, (int)o.backlog);
 	else
-		error = bind_path(fd, &a, o.mode);
-	if (error)
-		goto close_socket;
-	if (!a.abstract && lstat(a.sockaddr.sun_path, &st) < 0) {
-		error = -errno;
-		goto close_socket;
-	}
-	if (listen(fd, o.backlog > 65535 ? 65535 : (int)o.backlog) < 0) {
-		error = -errno;
-		goto remove_path;
+		error = listen_on_path(fd, &a, o.mode, (int)o.backlog, &st);
+	if (error) {
+		close(fd);
+		return error;
 	}
 	error = wh_timers_reserve(&loop->timers, 1);
 	if (error)
@@ -280,7 +295,6 @@ int wharf_listen(wharf_loop *loop, const char *address, const struct wharf_liste
 remove_path:
 	if (!a.abstract)
 		unlink(a.sockaddr.sun_path);
-close_socket:
 	close(fd);
 	return error;
 }

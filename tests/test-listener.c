@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
+#include <sys/file.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -106,19 +107,25 @@ Test(listener, an_abstract_name_works)
 	pair_free(&p);
 }
 
+static void leave_stale(const char *path)
+{
+	struct sockaddr_un address = { .sun_family = AF_UNIX };
+	int fd = socket(AF_UNIX, SOCK_SEQPACKET, 0);
+
+	snprintf(address.sun_path, sizeof(address.sun_path), "%s", path);
+	cr_assert_eq(bind(fd, (struct sockaddr *)&address, sizeof(address)), 0);
+	close(fd);
+}
+
 Test(listener, a_stale_file_is_replaced_and_nothing_else)
 {
 	char directory[HARNESS_PATH_MAX], path[HARNESS_PATH_MAX + 8];
-	struct sockaddr_un address = { .sun_family = AF_UNIX };
 	struct stat st;
 	int fd;
 
 	harness_dir_make(directory);
 	snprintf(path, sizeof(path), "%s/s", directory);
-	snprintf(address.sun_path, sizeof(address.sun_path), "%s", path);
-	fd = socket(AF_UNIX, SOCK_SEQPACKET, 0);
-	cr_assert_eq(bind(fd, (struct sockaddr *)&address, sizeof(address)), 0);
-	close(fd);
+	leave_stale(path);
 	start(path);
 	talk(path);
 	cr_assert_eq(try_listen(path), -EADDRINUSE, "somebody listens");
@@ -148,6 +155,112 @@ Test(listener, one_that_lost_its_file_does_not_remove_anothers)
 	wharf_listener_close(second);
 	cr_assert_eq(stat(path, &st), -1);
 	pair_free(&p);
+	harness_dir_remove(directory);
+}
+
+Test(listener, the_file_has_the_mode_that_was_asked_for_whatever_the_umask)
+{
+	char directory[HARNESS_PATH_MAX], path[HARNESS_PATH_MAX + 8], name[HARNESS_PATH_MAX];
+	wharf_listener *open;
+	struct stat st;
+
+	harness_dir_make(directory);
+	snprintf(path, sizeof(path), "%s/s", directory);
+	harness_abstract_name(name);
+	start(name);
+	umask(077);
+	cr_assert_eq(wharf_listen(p.loop, path, WHARF_OPT(listener, .ops = &ops, .mode = 0666), &open), 0);
+	cr_assert_eq(stat(path, &st), 0);
+	cr_assert_eq(st.st_mode & 07777, 0666);
+	wharf_listener_close(open);
+	umask(0);
+	cr_assert_eq(wharf_listen(p.loop, path, WHARF_OPT(listener, .ops = &ops), &open), 0);
+	cr_assert_eq(stat(path, &st), 0);
+	cr_assert_eq(st.st_mode & 07777, 0600);
+	cr_assert_eq(wharf_listen(p.loop, path, WHARF_OPT(listener, .ops = &ops, .mode = 010000), &open), -EINVAL);
+	pair_free(&p);
+	harness_dir_remove(directory);
+}
+
+enum { RACERS = 4, RACES = 40 };
+
+struct race {
+	const char *path;
+	int start[2], results[2], finish[2]; /* an end of file says go */
+};
+
+static int race_for_path(void *arg)
+{
+	struct race *race = arg;
+	wharf_listener *l = NULL;
+	wharf_loop *loop;
+	char byte, won;
+
+	close(race->start[1]);
+	close(race->finish[1]);
+	HARNESS_REQUIRE(wharf_fork_child() == 0 && wharf_loop_new(NULL, &loop) == 0);
+	HARNESS_REQUIRE(read(race->start[0], &byte, 1) == 0);
+	int error = wharf_listen(loop, race->path, WHARF_OPT(listener, .ops = &ops), &l);
+	HARNESS_REQUIRE(!error || error == -EADDRINUSE);
+	won = !error;
+	HARNESS_REQUIRE(write(race->results[1], &won, 1) == 1);
+	HARNESS_REQUIRE(read(race->finish[0], &byte, 1) == 0);
+	/* Not closed: the file must be there for the parent to look at. */
+	return 0;
+}
+
+Test(listener, of_those_that_replace_a_stale_file_together_one_wins_and_is_reached)
+{
+	char directory[HARNESS_PATH_MAX], path[HARNESS_PATH_MAX + 8], name[HARNESS_PATH_MAX];
+
+	harness_dir_make(directory);
+	snprintf(path, sizeof(path), "%s/s", directory);
+	for (int round = 0; round < RACES; round++) {
+		struct harness_child racers[RACERS];
+		struct race race = { .path = path };
+		int n_won = 0;
+
+		unlink(path);
+		leave_stale(path);
+		cr_assert(!pipe(race.start) && !pipe(race.results) && !pipe(race.finish));
+		for (int i = 0; i < RACERS; i++)
+			harness_child_start(&racers[i], race_for_path, &race);
+		close(race.start[0]);
+		close(race.finish[0]);
+		close(race.results[1]);
+		close(race.start[1]);
+		for (int i = 0; i < RACERS; i++) {
+			char won;
+			cr_assert_eq(read(race.results[0], &won, 1), 1);
+			n_won += won;
+		}
+		cr_assert_eq(n_won, 1, "%d hold the path in round %d", n_won, round);
+		harness_abstract_name(name);
+		start(name);
+		cr_assert_eq(try_connect(path), 0);
+		pair_free(&p);
+		close(race.finish[1]);
+		close(race.results[0]);
+		for (int i = 0; i < RACERS; i++)
+			cr_assert_eq(harness_child_wait(&racers[i], 10000), 0);
+	}
+	harness_dir_remove(directory);
+}
+
+Test(listener, a_directory_locked_by_a_stranger_does_not_hold_it_up, .timeout = 20)
+{
+	char directory[HARNESS_PATH_MAX], path[HARNESS_PATH_MAX + 8];
+	int fd;
+
+	harness_dir_make(directory);
+	snprintf(path, sizeof(path), "%s/s", directory);
+	leave_stale(path);
+	fd = open(directory, O_RDONLY | O_DIRECTORY);
+	cr_assert_eq(flock(fd, LOCK_EX), 0);
+	start(path);
+	talk(path);
+	pair_free(&p);
+	close(fd);
 	harness_dir_remove(directory);
 }
 
