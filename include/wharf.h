@@ -760,6 +760,12 @@ struct wharf_listener_ops {
 	void (*on_accept)(wharf_listener *listener, const struct wharf_peer *who, void *user);
 	/* Accepting failed (a positive errno: EMFILE, ...); it goes on by itself, after a pause. */
 	void (*on_error)(wharf_listener *listener, int error, void *user);
+	/* Instead of on_accept, of a peer whom the options do not allow. Nothing was read; it is closed on return. */
+	void (*on_refuse)(wharf_listener *listener, const struct wharf_peer *who, void *user);
+};
+
+enum {
+	WHARF_LISTEN_SAME_USER = 1u << 0, /* allows root, and who has this process's effective uid at that time */
 };
 
 struct wharf_listener_options {
@@ -768,8 +774,14 @@ struct wharf_listener_options {
 	void *user;
 	uint32_t mode;    /* permissions of the socket file; default 0600 */
 	uint32_t backlog; /* default 128 */
-	uint32_t flags;   /* 0 */
+	uint32_t flags;   /* WHARF_LISTEN_* */
 	uint32_t reserved;
+	/*
+	 * Users who may connect, besides those of WHARF_LISTEN_SAME_USER; copied. With neither on_accept alone decides: an
+	 * abstract name has no permissions.
+	 */
+	const uid_t *allow_uids;
+	size_t n_allow_uids;
 };
 
 /*

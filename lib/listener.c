@@ -12,12 +12,14 @@
 #include "address.h"
 #include "options.h"
 #include "port.h"
+#include "who.h"
 
 enum {
 	BACKLOG = 128,
 	RETRY_MIN_NS = 10000000, /* after EMFILE and its like nothing tells when to go on */
 	RETRY_MAX_NS = 1000000000,
 	LOCK_TRIES = 100,        /* a millisecond apart */
+	ALLOW_UIDS_MAX = 65536,  /* looked through for each connection; more is a mistake */
 };
 
 /* A peer that connects and says nothing must not hold a port for ever. */
@@ -34,6 +36,9 @@ struct wharf_listener {
 	bool closed;
 	uint32_t retry_ns;
 	struct wh_deadline retry;
+	bool same_user;
+	size_t n_allow_uids;
+	uid_t allow_uids[];
 };
 
 /* ---- The socket file ---- */
@@ -141,20 +146,37 @@ static void remove_file(const struct wharf_listener *l)
 
 /* ---- Accepting ---- */
 
+static bool allowed(const struct wharf_listener *l, uid_t uid)
+{
+	if (!l->same_user && !l->n_allow_uids)
+		return true;
+	if (l->same_user && wh_same_user(uid))
+		return true;
+	for (size_t i = 0; i < l->n_allow_uids; i++)
+		if (l->allow_uids[i] == uid)
+			return true;
+	return false;
+}
+
 static void on_accepted(struct wharf_listener *l, int fd)
 {
-	struct ucred credentials;
-	socklen_t size = sizeof(credentials);
 	struct wharf_peer who = { 0 };
+	struct ucred credentials;
 
 	l->retry_ns = 0;
-	if (l->closed || getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &credentials, &size) < 0) {
+	if (l->closed || wh_peer_credentials(fd, &credentials) < 0) {
 		close(fd);
 		return;
 	}
 	who.pid = credentials.pid;
 	who.uid = credentials.uid;
 	who.gid = credentials.gid;
+	if (!allowed(l, who.uid)) {
+		if (l->ops.on_refuse)
+			l->ops.on_refuse(l, &who, l->user);
+		close(fd);
+		return;
+	}
 	l->accepted_fd = fd;
 	if (l->ops.on_accept)
 		l->ops.on_accept(l, &who, l->user);
@@ -228,7 +250,8 @@ static int read_options(const struct wharf_listener_options *given, struct wharf
 
 	if (error)
 		return error;
-	if (!o->ops || o->flags || o->reserved || o->mode & ~07777u)
+	if (!o->ops || o->flags & ~(uint32_t)WHARF_LISTEN_SAME_USER || o->reserved || o->mode & ~07777u ||
+		!o->allow_uids != !o->n_allow_uids || o->n_allow_uids > ALLOW_UIDS_MAX)
 		return -EINVAL;
 	if (!o->mode)
 		o->mode = 0600;
@@ -269,7 +292,7 @@ int wharf_listen(wharf_loop *loop, const char *address, const struct wharf_liste
 	error = wh_timers_reserve(&loop->timers, 1);
 	if (error)
 		goto remove_path;
-	l = wh_loop_alloc(loop, sizeof(*l));
+	l = wh_loop_alloc(loop, sizeof(*l) + o.n_allow_uids * sizeof(*o.allow_uids));
 	if (!l) {
 		wh_timers_unreserve(&loop->timers, 1);
 		error = -ENOMEM;
@@ -284,7 +307,11 @@ int wharf_listen(wharf_loop *loop, const char *address, const struct wharf_liste
 		.ino = st.st_ino,
 		.accepted_fd = -1,
 		.retry.expired = on_retry,
+		.same_user = o.flags & WHARF_LISTEN_SAME_USER,
+		.n_allow_uids = o.n_allow_uids,
 	};
+	if (o.n_allow_uids)
+		memcpy(l->allow_uids, o.allow_uids, o.n_allow_uids * sizeof(*o.allow_uids));
 	wh_loop_add(loop, &l->source, fd);
 	loop->n_users++;
 	wh_engine_accept(loop->engine, &l->source.link);

@@ -16,8 +16,8 @@
 
 static struct pair p;
 static wharf_listener *listener;
-static unsigned n_accepted, n_errors;
-static struct wharf_peer who_came;
+static unsigned n_accepted, n_refused, n_errors;
+static struct wharf_peer who_came, who_was_refused;
 static bool keep;
 
 static void on_accept(wharf_listener *l, const struct wharf_peer *who, void *user)
@@ -31,6 +31,13 @@ static void on_accept(wharf_listener *l, const struct wharf_peer *who, void *use
 	}
 }
 
+static void on_refuse(wharf_listener *l, const struct wharf_peer *who, void *user)
+{
+	cr_assert_eq(wharf_accept(l, WHARF_OPT(port, .ops = &end_ops, .user = user), NULL), -EALREADY);
+	n_refused++;
+	who_was_refused = *who;
+}
+
 static void on_error(wharf_listener *l, int error, void *user)
 {
 	(void)l;
@@ -39,17 +46,25 @@ static void on_error(wharf_listener *l, int error, void *user)
 	n_errors++;
 }
 
-static const struct wharf_listener_ops ops = { .size = sizeof(ops), .on_accept = on_accept, .on_error = on_error };
+static const struct wharf_listener_ops ops = {
+	.size = sizeof(ops), .on_accept = on_accept, .on_error = on_error, .on_refuse = on_refuse
+};
 
-static void start(const char *address)
+static void start_with(const char *address, const struct wharf_listener_options *options)
 {
+	struct wharf_listener_options o = *options;
+
 	p = (struct pair){ 0 };
 	p.a.pair = p.b.pair = &p;
-	n_accepted = n_errors = 0;
+	n_accepted = n_refused = n_errors = 0;
 	keep = true;
+	o.ops = &ops;
+	o.user = &p.b;
 	cr_assert_eq(wharf_loop_new(NULL, &p.loop), 0);
-	cr_assert_eq(wharf_listen(p.loop, address, WHARF_OPT(listener, .ops = &ops, .user = &p.b), &listener), 0);
+	cr_assert_eq(wharf_listen(p.loop, address, &o, &listener), 0);
 }
+
+static void start(const char *address) { start_with(address, WHARF_OPT(listener, .flags = 0)); }
 
 static int try_listen(const char *address)
 {
@@ -295,6 +310,97 @@ Test(listener, a_connection_that_is_not_kept_is_closed)
 	settle_until(p.loop, &p.a.n_closed, 1);
 	cr_assert_eq(p.a.reason.code, WHARF_CLOSE_PEER_GONE);
 	cr_assert_eq(wharf_accept(listener, WHARF_OPT(port, .ops = &end_ops), NULL), -EALREADY);
+	pair_free(&p);
+}
+
+Test(listener, who_is_not_on_the_list_is_closed_before_a_byte_is_read)
+{
+	uid_t others[] = { getuid() + 1, getuid() + 2 }, with_us[] = { getuid() + 1, getuid() };
+	char name[HARNESS_PATH_MAX];
+
+	harness_abstract_name(name);
+	start_with(name, WHARF_OPT(listener, .allow_uids = others, .n_allow_uids = 2));
+	cr_assert_eq(try_connect(name), 0);
+	settle_until(p.loop, &p.a.n_closed, 1);
+	cr_assert_eq(p.a.reason.code, WHARF_CLOSE_PEER_GONE);
+	cr_assert_eq(p.a.n_open, 0);
+	cr_assert_eq(n_accepted, 0);
+	cr_assert_eq(n_refused, 1);
+	cr_assert_eq(who_was_refused.uid, getuid());
+	cr_assert_eq(who_was_refused.pid, getpid());
+	pair_free(&p);
+	harness_abstract_name(name);
+	start_with(name, WHARF_OPT(listener, .allow_uids = with_us, .n_allow_uids = 2));
+	with_us[1] = getuid() + 1; /* it was copied */
+	talk(name);
+	cr_assert_eq(n_refused, 0);
+	pair_free(&p);
+}
+
+struct client {
+	const char *name;
+	uid_t uid;
+};
+
+static int connect_as(void *arg)
+{
+	const struct client *client = arg;
+	struct sockaddr_un address = { .sun_family = AF_UNIX };
+	size_t length = strlen(client->name);
+	int fd = socket(AF_UNIX, SOCK_SEQPACKET, 0);
+	char byte;
+
+	memcpy(address.sun_path + 1, client->name + 1, length - 1);
+	HARNESS_REQUIRE(seteuid(0) == 0 && setresuid(client->uid, client->uid, client->uid) == 0);
+	HARNESS_REQUIRE(connect(fd, (struct sockaddr *)&address,
+		(socklen_t)(offsetof(struct sockaddr_un, sun_path) + length)) == 0);
+	HARNESS_REQUIRE(read(fd, &byte, 1) == 0); /* until it is closed there */
+	return 0;
+}
+
+static void let_in(const char *name, uid_t uid, bool allowed)
+{
+	struct client client = { .name = name, .uid = uid };
+	unsigned accepted = n_accepted, refused = n_refused;
+	struct harness_child child;
+
+	harness_child_start(&child, connect_as, &client);
+	settle_until(p.loop, allowed ? &n_accepted : &n_refused, (allowed ? accepted : refused) + 1);
+	cr_assert_eq(n_accepted + n_refused, accepted + refused + 1);
+	cr_assert_eq((allowed ? who_came : who_was_refused).uid, uid);
+	cr_assert_eq(harness_child_wait(&child, 10000), 0);
+}
+
+Test(listener, the_same_user_is_who_we_are_now_and_root)
+{
+	char name[HARNESS_PATH_MAX];
+
+	if (geteuid())
+		cr_skip_test("only root can be others");
+	harness_abstract_name(name);
+	start_with(name, WHARF_OPT(listener, .flags = WHARF_LISTEN_SAME_USER));
+	keep = false;
+	let_in(name, 65533, false);
+	cr_assert_eq(seteuid(65533), 0);
+	let_in(name, 65533, true);
+	let_in(name, 65532, false);
+	let_in(name, 0, true);
+	cr_assert_eq(seteuid(0), 0);
+	pair_free(&p);
+}
+
+Test(listener, a_policy_that_cannot_be_is_refused)
+{
+	char name[HARNESS_PATH_MAX], other[HARNESS_PATH_MAX];
+	uid_t uid = 0;
+	wharf_listener *l;
+
+	harness_abstract_name(name);
+	harness_abstract_name(other);
+	start(name);
+	cr_assert_eq(wharf_listen(p.loop, other, WHARF_OPT(listener, .ops = &ops, .flags = 2), &l), -EINVAL);
+	cr_assert_eq(wharf_listen(p.loop, other, WHARF_OPT(listener, .ops = &ops, .allow_uids = &uid), &l), -EINVAL);
+	cr_assert_eq(wharf_listen(p.loop, other, WHARF_OPT(listener, .ops = &ops, .n_allow_uids = 1), &l), -EINVAL);
 	pair_free(&p);
 }
 
