@@ -298,9 +298,12 @@ enum {
 	WHARF_CLOSE_VIOLATION = 6,  /* the peer broke the protocol; text says where */
 	WHARF_CLOSE_PEER_REFUSED = 7, /* the peer says that we did, or that it does not accept us */
 	WHARF_CLOSE_MISMATCH = 8,   /* no common version, or a feature one side requires and the other lacks */
-	WHARF_CLOSE_TIMEOUT = 9,    /* no hello within open_timeout_ns, or no end of draining within close's timeout */
+	/* no hello within open_timeout_ns, no end of draining within close's timeout, or not connected within
+	 * connect_timeout_ns: error is then EBUSY, ECONNREFUSED or ENOENT */
+	WHARF_CLOSE_TIMEOUT = 9,
 	WHARF_CLOSE_ERROR = 10,     /* the system refused; error says what */
 	WHARF_CLOSE_LOOP_FREED = 11,
+	WHARF_CLOSE_REFUSED = 12,   /* this end does not accept the peer: WHARF_PORT_SAME_USER */
 };
 
 /* Static name of a WHARF_CLOSE_* code, "unknown" for others. */
@@ -376,6 +379,13 @@ enum {
 	WHARF_PORT_INLINE = 1u << 1,
 	/* Messages that travel in pieces (larger than a frame, and streams) are delivered piece by piece, of any length. */
 	WHARF_PORT_PIECES = 1u << 2,
+	/*
+	 * The peer has to be root or of this process's effective uid. wharf_connect and wharf_accept ask the kernel at once
+	 * (-EACCES); in any case the credentials of the peer's hello are checked, and nothing but our own hello has left
+	 * before (WHARF_CLOSE_REFUSED).
+	 */
+	WHARF_PORT_SAME_USER = 1u << 3,
+	WHARF_PORT_AWAIT_LISTENER = 1u << 4, /* connect_timeout_ns is also for nobody listening there, or no such path */
 };
 
 enum { /* why a stream was given up */
@@ -415,6 +425,12 @@ struct wharf_port_options {
 	uint32_t untrusted;           /* 1: deliver private copies, which the peer cannot change under the reader. No memory
 	                               * for one ends the port: WHARF_CLOSE_ERROR, ENOMEM */
 	uint32_t reserved;
+
+	/*
+	 * For wharf_connect to a listener whose backlog is full (and see WHARF_PORT_AWAIT_LISTENER): the port tries again
+	 * from the loop until then, and what it is given to send waits. Negative: for ever. Default 0: -EBUSY.
+	 */
+	int64_t connect_timeout_ns;
 };
 
 /*
@@ -794,7 +810,8 @@ WHARF_API WHARF_CHECK int wharf_listen(wharf_loop *loop, const char *address,
 	wharf_listener **ret_listener);
 
 /*
- * Keeps the connection that on_accept tells of; inside it, until one call succeeds, else -EALREADY. 0; as wharf_open.
+ * Keeps the connection that on_accept tells of; inside it, until one call succeeds, else -EALREADY. 0; as wharf_open;
+ * -EACCES: another user's (WHARF_PORT_SAME_USER).
  */
 WHARF_API WHARF_CHECK int wharf_accept(wharf_listener *listener, const struct wharf_port_options *options,
 	wharf_port **ret_port);
@@ -807,8 +824,10 @@ WHARF_API wharf_listener *wharf_listener_close(wharf_listener *listener);
 
 /*
  * Opens a port to a listener. 0: connected, or on its way: on_open or on_close tells. -ECONNREFUSED: nobody listens;
- * -ENOENT: no such path; -EPROTOTYPE: it is no SOCK_SEQPACKET socket; -EBUSY: the listener's backlog is full;
- * -ENAMETOOLONG; -EACCES; -EMFILE; -ENOMEM.
+ * -ENOENT: no such path; -EBUSY: the listener's backlog is full; each unless connect_timeout_ns is for that: it then
+ * waits without blocking the loop, and what fails later is on_close's (WHARF_CLOSE_TIMEOUT, _ERROR, _REFUSED).
+ * -EPROTOTYPE: it is no SOCK_SEQPACKET socket; -EACCES: the path's, or another user listens (WHARF_PORT_SAME_USER);
+ * -ENAMETOOLONG; -EMFILE; -ENOMEM.
  */
 WHARF_API WHARF_CHECK int wharf_connect(wharf_loop *loop, const char *address, const struct wharf_port_options *options,
 	wharf_port **ret_port);

@@ -1,11 +1,14 @@
 /* SPDX-License-Identifier: MIT */
 /* The first frame in each direction: who we are, what we take. Nothing else leaves before the peer's. */
 #include <errno.h>
+#include <fcntl.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/types.h>
 
+#include "connect.h"
 #include "outbox.h"
+#include "who.h"
 
 enum {
 	FEATURES = WH_FEATURE_HUGE | WH_FEATURE_PIECES, /* optional parts of the protocol that this library has */
@@ -33,10 +36,31 @@ void wh_port_hello_init(struct wharf_port *port, const struct wharf_port_options
 	wh_wire_text(port->hello.name, sizeof(port->hello.name), o->name ? o->name : program_invocation_short_name);
 }
 
+void wh_port_start(struct wharf_port *port)
+{
+	struct wharf_loop *loop = port->source.loop;
+	int fd = port->source.link.fd, flags = fcntl(fd, F_GETFL);
+
+	/* A parked receive needs a descriptor that may wait. */
+	if (flags & O_NONBLOCK)
+		fcntl(fd, F_SETFL, flags & ~O_NONBLOCK);
+	/* Not before it is connected: the kernel would give it an address of its own. */
+	setsockopt(fd, SOL_SOCKET, SO_PASSCRED, &(int){ 1 }, sizeof(int));
+	wh_engine_receive(loop->engine, &port->source.link);
+	wh_port_dirty(port);
+	if (port->open_timeout_ns > 0 && port->state == WH_PORT_OPENING)
+		wh_loop_set_deadline(loop, &port->deadline, (uint64_t)port->open_timeout_ns);
+}
+
 bool wh_port_say_hello(struct wharf_port *port)
 {
-	struct wh_outframe *frame = wh_outframe_new(port->source.loop);
+	struct wh_outframe *frame;
 
+	if (port->connecting && !wh_connect_again(port))
+		return false;
+	if (port->connecting || port->state >= WH_PORT_ENDING)
+		return true;
+	frame = wh_outframe_new(port->source.loop);
 	if (!frame)
 		return false;
 	wh_encode_control(&frame->encoder, WH_RECORD_HELLO, &port->hello, 0);
@@ -65,6 +89,12 @@ void wh_port_take_hello(struct wharf_port *port, const struct wh_hello *theirs, 
 	port->peer.fds_max = theirs->fds_max;
 	port->peer.message_bytes_max = theirs->message_bytes_max;
 	memcpy(port->peer.name, theirs->name, sizeof(port->peer.name));
+	if (port->same_user && !wh_same_user(port->peer.uid)) {
+		wh_port_fail(port, WHARF_CLOSE_REFUSED, EACCES, WH_BYE_REFUSED, "it takes no peer of another user",
+			"peer %d (%s) is of another user: %u", (int)port->peer.pid, port->peer.name,
+			(unsigned)port->peer.uid);
+		return;
+	}
 	if (theirs->version_min > WH_WIRE_VERSION || theirs->version_max < WH_WIRE_VERSION) {
 		mismatch(port, "no common version of the protocol");
 		return;

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* Listening and connecting. */
+/* Listening. */
 #include <errno.h>
 #include <fcntl.h>
 #include <stdlib.h>
@@ -33,6 +33,7 @@ struct wharf_listener {
 	dev_t dev;
 	ino_t ino;
 	int accepted_fd; /* while on_accept runs, until it is kept */
+	uid_t accepted_uid;
 	bool closed;
 	uint32_t retry_ns;
 	struct wh_deadline retry;
@@ -178,6 +179,7 @@ static void on_accepted(struct wharf_listener *l, int fd)
 		return;
 	}
 	l->accepted_fd = fd;
+	l->accepted_uid = who.uid;
 	if (l->ops.on_accept)
 		l->ops.on_accept(l, &who, l->user);
 	if (l->accepted_fd >= 0)
@@ -328,6 +330,7 @@ remove_path:
 
 int wharf_accept(wharf_listener *listener, const struct wharf_port_options *options, wharf_port **ret_port)
 {
+	struct wharf_port_options o;
 	int error;
 
 	if (wh_forked())
@@ -336,6 +339,11 @@ int wharf_accept(wharf_listener *listener, const struct wharf_port_options *opti
 		return -EINVAL;
 	if (listener->accepted_fd < 0)
 		return -EALREADY;
+	error = WH_OPTIONS_READ(options, &o);
+	if (!error && o.flags & WHARF_PORT_SAME_USER && !wh_same_user(listener->accepted_uid))
+		error = -EACCES;
+	if (error)
+		return error;
 	error = wh_port_open(listener->source.loop, listener->accepted_fd, options, ACCEPTED_OPEN_TIMEOUT_NS, ret_port);
 	if (!error)
 		listener->accepted_fd = -1;
@@ -347,29 +355,4 @@ wharf_listener *wharf_listener_close(wharf_listener *listener)
 	if (listener && !wh_forked())
 		close_listener(listener);
 	return NULL;
-}
-
-int wharf_connect(
-	wharf_loop *loop, const char *address, const struct wharf_port_options *options, wharf_port **ret_port)
-{
-	struct wh_address a;
-	int fd, error;
-
-	error = wh_loop_check(loop);
-	if (!error)
-		error = wh_address_parse(address, &a);
-	if (error)
-		return error;
-	/* Not blocking: a full backlog is an answer, not a reason to stop the loop. */
-	fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-	if (fd < 0)
-		return -errno;
-	error = connect(fd, (const struct sockaddr *)&a.sockaddr, a.size) < 0 ? -errno : 0;
-	if (error == -EAGAIN)
-		error = -EBUSY; /* nothing would tell when to try again */
-	if (!error)
-		error = wh_port_open(loop, fd, options, -1, ret_port);
-	if (error)
-		close(fd);
-	return error;
 }

@@ -36,6 +36,8 @@ struct wh_deadline {
 	void (*expired)(struct wh_deadline *deadline);
 };
 
+static inline bool wh_deadline_armed(const struct wh_deadline *deadline) { return deadline->timer.position; }
+
 struct wharf_loop {
 	struct wh_engine *engine;
 	_Atomic uint32_t refs;

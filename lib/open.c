@@ -18,6 +18,11 @@
 #define DEFAULT_STREAMS 1024
 #define DEFAULT_CALLS 1024
 
+enum {
+	PORT_FLAGS = WHARF_PORT_MAPS_HUGE | WHARF_PORT_INLINE | WHARF_PORT_PIECES | WHARF_PORT_SAME_USER |
+		WHARF_PORT_AWAIT_LISTENER,
+};
+
 static int check_socket(int fd)
 {
 	struct sockaddr_storage address;
@@ -42,7 +47,7 @@ static int read_options(const struct wharf_port_options *given, struct wharf_por
 
 	if (error)
 		return error;
-	if (!o->ops || o->flags & ~(uint32_t)(WHARF_PORT_MAPS_HUGE | WHARF_PORT_INLINE | WHARF_PORT_PIECES) || o->reserved || o->policy > WHARF_POLICY_KEEP_LATEST ||
+	if (!o->ops || o->flags & ~(uint32_t)PORT_FLAGS || o->reserved || o->policy > WHARF_POLICY_KEEP_LATEST ||
 		o->untrusted > 1)
 		return -EINVAL;
 	if (o->policy != WHARF_POLICY_FAIL || o->unreleased_max)
@@ -113,22 +118,18 @@ static void size_socket(struct wharf_port *port, int fd)
 		WH_WINDOW_MIN, wh_min(WH_WINDOW_MAX, (uint32_t)granted / (frame_bytes + frame_bytes / 4) - 2));
 }
 
-int wh_port_open(struct wharf_loop *loop, int fd, const struct wharf_port_options *options,
+int wh_port_new(struct wharf_loop *loop, int fd, const struct wharf_port_options *options,
 	int64_t default_open_timeout_ns, wharf_port **ret_port)
 {
 	static const struct wh_geometry nothing_announced[WH_SLOTS_MAX];
 	struct wharf_port_options o;
 	struct wharf_port_ops ops;
 	struct wharf_port *port;
-	int error, flags;
+	int error;
 
-	error = wh_loop_check(loop);
-	if (!error)
-		error = read_options(options, &o);
+	error = read_options(options, &o);
 	if (!error)
 		error = WH_OPTIONS_READ(o.ops, &ops);
-	if (!error)
-		error = check_socket(fd);
 	if (error)
 		return error;
 	error = wh_timers_reserve(&loop->timers, WH_PORT_TIMERS);
@@ -160,6 +161,8 @@ int wh_port_open(struct wharf_loop *loop, int fd, const struct wharf_port_option
 	port->msgs_per_turn = o.rx_msgs_per_turn;
 	port->untrusted = o.untrusted;
 	port->maps_huge = o.flags & WHARF_PORT_MAPS_HUGE;
+	port->same_user = o.flags & WHARF_PORT_SAME_USER;
+	port->open_timeout_ns = o.open_timeout_ns ? o.open_timeout_ns : default_open_timeout_ns;
 	wh_port_flows_init(port, &o);
 	wh_port_callbacks(port);
 	atomic_init(&port->holding_fd, -1);
@@ -175,21 +178,27 @@ int wh_port_open(struct wharf_loop *loop, int fd, const struct wharf_port_option
 		return error;
 	}
 	fcntl(fd, F_SETFD, FD_CLOEXEC);
-	/* A parked receive needs a descriptor that may wait. */
-	flags = fcntl(fd, F_GETFL);
-	if (flags & O_NONBLOCK)
-		fcntl(fd, F_SETFL, flags & ~O_NONBLOCK);
-	setsockopt(fd, SOL_SOCKET, SO_PASSCRED, &(int){ 1 }, sizeof(int));
 	size_socket(port, fd);
 	wh_loop_add(loop, &port->source, fd);
 	loop->n_users++;
-	wh_engine_receive(loop->engine, &port->source.link);
 	wh_port_hello_init(port, &o);
-	wh_port_dirty(port);
-	if (!o.open_timeout_ns)
-		o.open_timeout_ns = default_open_timeout_ns;
-	if (o.open_timeout_ns > 0)
-		wh_loop_set_deadline(loop, &port->deadline, (uint64_t)o.open_timeout_ns);
+	*ret_port = port;
+	return 0;
+}
+
+int wh_port_open(struct wharf_loop *loop, int fd, const struct wharf_port_options *options,
+	int64_t default_open_timeout_ns, wharf_port **ret_port)
+{
+	struct wharf_port *port;
+	int error = wh_loop_check(loop);
+
+	if (!error)
+		error = check_socket(fd);
+	if (!error)
+		error = wh_port_new(loop, fd, options, default_open_timeout_ns, &port);
+	if (error)
+		return error;
+	wh_port_start(port);
 	if (ret_port)
 		*ret_port = port;
 	return 0;

@@ -10,6 +10,8 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "connect.h"
+
 int wh_port_check(const struct wharf_port *port)
 {
 	if (wh_forked())
@@ -70,6 +72,7 @@ void wh_port_end(struct wharf_port *port, uint32_t code, int error, const char *
 	wh_loop_clear_deadline(port->source.loop, &port->deadline);
 	wh_loop_clear_deadline(port->source.loop, &port->retry);
 	wh_loop_clear_deadline(port->source.loop, &port->ask);
+	wh_connect_stop(port);
 	wh_list_append(&port->source.loop->ending, &port->ending);
 	wh_loop_rouse(port->source.loop);
 }

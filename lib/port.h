@@ -169,6 +169,11 @@ struct wharf_port {
 	struct wh_deadline ask;          /* when for the next time */
 	uint32_t ask_ns;
 
+	/* The beginning. */
+	struct wh_connect *connecting;   /* NULL: the socket is connected */
+	bool same_user;                  /* takes no peer of another user */
+	int64_t open_timeout_ns;
+
 	/* The end. */
 	struct wh_list ending;
 	struct wharf_reason reason;
@@ -186,6 +191,9 @@ struct wharf_port {
 };
 
 /* open.c */
+/* A port on a socket that need not be connected yet: nothing happens on it before wh_port_start. It owns fd. */
+int wh_port_new(struct wharf_loop *loop, int fd, const struct wharf_port_options *options,
+	int64_t default_open_timeout_ns, wharf_port **ret_port);
 int wh_port_open(struct wharf_loop *loop, int fd, const struct wharf_port_options *options,
 	int64_t default_open_timeout_ns, wharf_port **ret_port);
 /* Undoes an open before the application has seen the port: no callback fires. */
@@ -210,6 +218,7 @@ void wh_port_violation(struct wharf_port *port, const char *why);
 
 /* hello.c */
 void wh_port_hello_init(struct wharf_port *port, const struct wharf_port_options *options);
+void wh_port_start(struct wharf_port *port); /* the socket is connected: talks, and listens */
 bool wh_port_say_hello(struct wharf_port *port); /* false: no memory */
 void wh_port_take_hello(struct wharf_port *port, const struct wh_hello *hello, const struct wh_event *event);
 

@@ -24,6 +24,7 @@ const char *wharf_close_name(uint32_t code)
 	case WHARF_CLOSE_TIMEOUT: return "timeout";
 	case WHARF_CLOSE_ERROR: return "system error";
 	case WHARF_CLOSE_LOOP_FREED: return "loop freed";
+	case WHARF_CLOSE_REFUSED: return "peer refused";
 	default: return "unknown";
 	}
 }

@@ -53,8 +53,7 @@ static void on_bye(struct wharf_port *port, const struct wh_bye *bye)
 		port->reason.app_code = bye->app_code;
 		break;
 	case WH_BYE_REFUSED:
-		wh_port_end(port, WHARF_CLOSE_PEER_REFUSED, EPROTO, "the peer says that we broke the protocol: %s",
-			bye->text);
+		wh_port_end(port, WHARF_CLOSE_PEER_REFUSED, EPROTO, "the peer refuses to go on: %s", bye->text);
 		break;
 	default:
 		wh_port_end(port, WHARF_CLOSE_MISMATCH, EPROTONOSUPPORT, "%s", bye->text);
