@@ -448,6 +448,13 @@ WHARF_API WHARF_CHECK int wharf_pair(int ret_fds[2]);
 WHARF_API WHARF_CHECK int wharf_open(wharf_loop *loop, int fd, const struct wharf_port_options *options,
 	wharf_port **ret_port);
 
+/*
+ * Takes the death of this process for the peer's end, whoever else has inherited the socket: what has arrived is
+ * delivered, then on_close says WHARF_CLOSE_PEER_GONE, as at the end of a socket. Duplicates pidfd; a later call replaces
+ * an earlier one, and what wharf_spawn watches. 0; -EBADF: no pidfd; -EPIPE: the port is closed; -EMFILE; -ENOMEM.
+ */
+WHARF_API int wharf_port_watch(wharf_port *port, int pidfd);
+
 /* Keeps the handle alive past on_close: it then answers -EPIPE. Any thread. unref takes NULL and returns NULL. */
 WHARF_API wharf_port *wharf_port_ref(wharf_port *port);
 WHARF_API wharf_port *wharf_port_unref(wharf_port *port);
@@ -846,8 +853,10 @@ struct wharf_spawn_options {
 
 /*
  * Starts a program with a port to it; the program opens its end with wharf_port_inherit. The caller owns *ret_pidfd
- * (which may be NULL) and reaps the child; closed is not dead. Descriptors without close-on-exec are inherited as by
- * any exec; the child starts with an empty signal mask. 0; as wharf_open; -ENOENT, -EACCES, ... of the program itself.
+ * (which may be NULL) and reaps the child; closed is not dead. The child is watched (wharf_port_watch): its death ends
+ * the port, unless the peer's hello came from another process, to which it has left its end. Descriptors without
+ * close-on-exec are inherited as by any exec; the child starts with an empty signal mask. 0; as wharf_open; -ENOENT,
+ * -EACCES, ... of the program itself.
  */
 WHARF_API WHARF_CHECK int wharf_spawn(wharf_loop *loop, const struct wharf_spawn_options *options,
 	wharf_port **ret_port,
@@ -876,12 +885,6 @@ enum {
 	WHARF_SENT_REPLACED = 1, /* accepted; an older value of the same type and key, not yet sent, is freed */
 	WHARF_SENT_DROPPED = 2,  /* this one was dropped and counted */
 };
-
-/*
- * Takes the death of this process for the peer's end, whoever else holds the socket; duplicates pidfd. 0; -EBADF;
- * -EMFILE.
- */
-WHARF_API int wharf_port_watch(wharf_port *port, int pidfd);
 
 /*
  * Other threads: what was posted before, tasks included, is carried out before; all with the loop's next turn.

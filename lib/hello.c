@@ -8,6 +8,7 @@
 
 #include "connect.h"
 #include "outbox.h"
+#include "watch.h"
 #include "who.h"
 
 enum {
@@ -140,4 +141,5 @@ void wh_port_take_hello(struct wharf_port *port, const struct wh_hello *theirs, 
 		if (port->blocked_starts || !wh_list_empty(&port->blocked_flows))
 			wh_port_chore(port);
 	}
+	wh_watch_look(port);
 }

@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include "connect.h"
+#include "watch.h"
 
 int wh_port_check(const struct wharf_port *port)
 {
@@ -110,6 +111,7 @@ static void detach(struct wharf_port *port)
 	} else {
 		shutdown(port->source.link.fd, SHUT_RDWR);
 	}
+	wh_watch_stop(port);
 	wh_engine_detach(port->source.loop->engine, &port->source.link);
 	wh_loop_rouse(port->source.loop);
 }

@@ -175,6 +175,7 @@ struct wharf_port {
 	int64_t open_timeout_ns;
 
 	/* The end. */
+	struct wh_watch *watch;          /* NULL: only the socket tells */
 	struct wh_list ending;
 	struct wharf_reason reason;
 	char reason_text[160];

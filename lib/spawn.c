@@ -15,6 +15,7 @@
 #include "control.h"
 #include "options.h"
 #include "port.h"
+#include "watch.h"
 
 #define SPAWNED_OPEN_TIMEOUT_NS 10000000000
 
@@ -76,6 +77,26 @@ static int start(const struct wharf_spawn_options *o, int fd, pid_t *ret_pid)
 	return -error;
 }
 
+/* 0 or a negative errno. */
+static int watch_child(struct wharf_port *port, pid_t pid, int *ret_pidfd)
+{
+	int pidfd = (int)syscall(SYS_pidfd_open, pid, 0), watched, error;
+
+	if (pidfd < 0)
+		return -errno;
+	watched = fcntl(pidfd, F_DUPFD_CLOEXEC, 0);
+	/* It may hand its end to somebody else, and go. */
+	error = watched < 0 ? -errno : wh_watch_start(port, watched, pid);
+	if (error) {
+		if (watched >= 0)
+			close(watched);
+		close(pidfd);
+		return error;
+	}
+	*ret_pidfd = pidfd;
+	return 0;
+}
+
 int wharf_spawn(wharf_loop *loop, const struct wharf_spawn_options *options, wharf_port **ret_port, int *ret_pidfd)
 {
 	struct wharf_spawn_options o;
@@ -102,11 +123,12 @@ int wharf_spawn(wharf_loop *loop, const struct wharf_spawn_options *options, wha
 	}
 	error = start(&o, fds[1], &pid);
 	close(fds[1]);
-	if (!error && ret_pidfd) {
-		pidfd = (int)syscall(SYS_pidfd_open, pid, 0);
-		if (pidfd < 0) {
+	if (!error) {
+		error = watch_child(port, pid, &pidfd);
+		if (error == -ESRCH && !ret_pidfd) {
+			error = 0; /* dead, and reaped by a host that ignores SIGCHLD: its end is closed */
+		} else if (error && error != -ESRCH) {
 			/* A child that nobody could end must not be left behind. */
-			error = -errno;
 			kill(pid, SIGKILL);
 			waitpid(pid, NULL, 0);
 		}
@@ -117,6 +139,8 @@ int wharf_spawn(wharf_loop *loop, const struct wharf_spawn_options *options, wha
 	}
 	if (ret_pidfd)
 		*ret_pidfd = pidfd;
+	else if (pidfd >= 0)
+		close(pidfd);
 	if (ret_port)
 		*ret_port = port;
 	return 0;

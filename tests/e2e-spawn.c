@@ -80,6 +80,55 @@ Test(spawn, a_child_that_exits_is_a_peer_gone)
 	pair_free(&p);
 }
 
+Test(spawn, a_child_that_exits_is_gone_whoever_inherited_its_end)
+{
+	int pidfd;
+
+	spawn((char[]){ "heir" }, 0, &pidfd);
+	settle_until(p.loop, &p.a.n_open, 1);
+	cr_assert_eq(wharf_send_bytes(p.a.port, 99, "exit", 4), 0);
+	settle_until(p.loop, &p.a.n_closed, 1);
+	cr_assert_eq(p.a.reason.code, WHARF_CLOSE_PEER_GONE);
+	cr_assert_eq(reap(pidfd), 7);
+	pair_free(&p);
+}
+
+Test(spawn, a_child_that_handed_its_end_over_may_go)
+{
+	int pidfd;
+
+	spawn((char[]){ "hand over" }, 0, &pidfd);
+	settle_until(p.loop, &p.a.n_open, 1);
+	cr_assert_eq(reap(pidfd), 0);
+	settle(p.loop);
+	cr_assert_eq(wharf_send_bytes(p.a.port, 4, "still there", 11), 0);
+	while (!p.a.n_messages)
+		cr_assert_geq(wharf_loop_step(p.loop, 5000000000), 0);
+	cr_assert_eq(p.a.n_closed, 0);
+	cr_assert_eq(wharf_port_close(p.a.port, -1), 0);
+	settle_until(p.loop, &p.a.n_closed, 1);
+	cr_assert_eq(p.a.reason.code, WHARF_CLOSE_LOCAL);
+	pair_free(&p);
+}
+
+Test(spawn, nobody_has_to_take_the_pidfd)
+{
+	struct harness_snapshot before;
+	const char *leak;
+
+	spawn(NULL, 0, NULL);
+	pair_free(&p);
+	harness_snapshot_take(&before);
+	spawn(NULL, 0, NULL);
+	settle_until(p.loop, &p.a.n_open, 1);
+	cr_assert_eq(wharf_send_bytes(p.a.port, 99, "exit", 4), 0);
+	settle_until(p.loop, &p.a.n_closed, 1);
+	cr_assert_eq(p.a.reason.code, WHARF_CLOSE_PEER_GONE);
+	pair_free(&p);
+	leak = harness_snapshot_diff(&before);
+	cr_assert(!leak, "%s", leak);
+}
+
 Test(spawn, a_program_that_never_says_hello_times_out)
 {
 	int pidfd;

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /* A program that e2e-spawn starts: takes its end up, and answers every message with its bytes doubled. */
 #include <errno.h>
+#include <poll.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -30,6 +31,18 @@ static void on_close(wharf_port *port, const struct wharf_reason *reason, void *
 	*(int *)user = reason->code == WHARF_CLOSE_PEER ? 0 : 3;
 }
 
+/* A child of our own that keeps the socket open until the other end of it is closed. */
+static void leave_heir(void)
+{
+	struct pollfd end = { .fd = dup(atoi(getenv("WHARF_FD"))) };
+
+	if (fork())
+		return;
+	while (poll(&end, 1, -1) < 0 || !(end.revents & POLLHUP))
+		;
+	_exit(0);
+}
+
 int main(int argc, char **argv)
 {
 	static const struct wharf_port_ops ops = { .size = sizeof(ops), .on_message = on_message, .on_close = on_close };
@@ -40,6 +53,11 @@ int main(int argc, char **argv)
 		pause();
 		return 0;
 	}
+	if (argc > 1 && !strcmp(argv[1], "heir"))
+		leave_heir();
+	/* The end goes to a child of our own, unopened. */
+	if (argc > 1 && !strcmp(argv[1], "hand over") && fork())
+		return 0;
 	if (wharf_loop_new(NULL, &loop))
 		return 1;
 	if (wharf_port_inherit(loop, WHARF_OPT(port, .ops = &ops, .user = &result, .name = "spawned", .rx_fds_max = 1), NULL))
