@@ -442,8 +442,9 @@ WHARF_API WHARF_CHECK int wharf_pair(int ret_fds[2]);
 /*
  * Opens one end of a connected AF_UNIX SOCK_SEQPACKET socket as a port: says hello, then carries messages both ways.
  * On success the port owns fd, and *ret_port (which may be NULL) is valid until on_close returns.
- * 0; -EBADF; -EPROTOTYPE, -ENOTCONN: not such a socket; -ENOMEM; -EMFILE; -EXDEV: a pool that is not shared and has a
- * port already; -EUSERS: a shared one that has WHARF_POOL_PORTS_MAX.
+ * 0; -EBADF; -EPROTOTYPE, -ENOTCONN: not such a socket; -EBUSY: it was opened before, here or in another process (told
+ * by SO_PRIORITY, which this sets to 5); -ENOMEM; -EMFILE; -EXDEV: a pool that is not shared and has a port already;
+ * -EUSERS: a shared one that has WHARF_POOL_PORTS_MAX.
  */
 WHARF_API WHARF_CHECK int wharf_open(wharf_loop *loop, int fd, const struct wharf_port_options *options,
 	wharf_port **ret_port);
@@ -556,6 +557,15 @@ WHARF_API WHARF_CHECK int wharf_send(wharf_port *port, const struct wharf_out *o
 WHARF_API WHARF_CHECK int wharf_send_buf(wharf_port *port, uint32_t type, struct wharf_buf *buf);
 WHARF_API WHARF_CHECK int wharf_send_bytes(wharf_port *port, uint32_t type, const void *bytes, size_t size);
 
+/*
+ * Passes an end that was never opened: it travels as a message of its own, with what its socket has queued, and the
+ * receiver takes its descriptor (WHARF_MSG_PORT) and opens it. Two processes get a direct channel from a third so: it
+ * passes one end of a wharf_pair to each. Always moved: on success wharf closes fd, after a failure it is the caller's.
+ * As wharf_send; -EBUSY: it was opened, by whomever; -EPROTOTYPE, -ENOTCONN: as wharf_open; -EMSGSIZE: the peer takes no
+ * descriptors (rx_fds_max).
+ */
+WHARF_API WHARF_CHECK int wharf_port_pass(wharf_port *port, uint32_t type, int fd);
+
 /* ---- Receiving ------------------------------------------------------------------------------------------------ */
 
 struct wharf_slice {
@@ -570,6 +580,8 @@ enum {
 	WHARF_MSG_FRAGMENT = 1u << 2, /* a piece of a larger message, as it arrived: WHARF_PORT_PIECES */
 	WHARF_MSG_LAST = 1u << 3,     /* its stream or call, or the message that it is a piece of, ends with it */
 	WHARF_MSG_DELEGATED = 1u << 4, /* a request that is answered through its first descriptor: wharf_call_adopt */
+	/* made by wharf_port_pass: no bytes, one descriptor, which wharf_open takes, of this or of another loop */
+	WHARF_MSG_PORT = 1u << 5,
 };
 
 /*
@@ -893,12 +905,6 @@ enum {
  */
 WHARF_API WHARF_CHECK int wharf_post(wharf_port *port, const struct wharf_out *out, int64_t timeout_ns);
 WHARF_API WHARF_CHECK int wharf_post_buf(wharf_port *port, uint32_t type, struct wharf_buf *buf, int64_t timeout_ns);
-
-/*
- * Passing an end: one that was never opened travels in a message, with what its socket has queued, and is opened by the
- * receiver with wharf_open. Always moved. As wharf_send; -EBUSY: it was opened.
- */
-WHARF_API WHARF_CHECK int wharf_port_pass(wharf_port *port, uint32_t type, int fd);
 
 /*
  * Delegation. A request with WHARF_MSG_DELEGATED brings an end in fds[0]. Whoever is to answer it (this process, or one

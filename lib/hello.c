@@ -8,6 +8,7 @@
 
 #include "connect.h"
 #include "outbox.h"
+#include "pass.h"
 #include "watch.h"
 #include "who.h"
 
@@ -45,6 +46,7 @@ void wh_port_start(struct wharf_port *port)
 	/* A parked receive needs a descriptor that may wait. */
 	if (flags & O_NONBLOCK)
 		fcntl(fd, F_SETFL, flags & ~O_NONBLOCK);
+	wh_end_mark(fd);
 	/* Not before it is connected: the kernel would give it an address of its own. */
 	setsockopt(fd, SOL_SOCKET, SO_PASSCRED, &(int){ 1 }, sizeof(int));
 	wh_engine_receive(loop->engine, &port->source.link);

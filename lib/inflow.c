@@ -200,6 +200,31 @@ static void deliver_in_place(struct wh_flow *flow, const struct wh_record *r, co
 			wh_port_release_run(port, &in->runs[i]);
 }
 
+/* A message without bytes. Whether the descriptor is an end is looked at by whoever opens it. */
+void wh_port_deliver_end(struct wharf_port *port, const struct wh_port_record *r, struct wh_rx *rx)
+{
+	int fd = rx->n_fds ? rx->fds[0] : -1;
+	struct wh_message m = {
+		.pub = { .type = r->type,
+			.flags = fd < 0 ? WHARF_MSG_PORT | WHARF_MSG_FDS_LOST : WHARF_MSG_PORT,
+			.fds = &fd,
+			.n_fds = 1,
+			.sent_ns = rx->sent_ns },
+		.port = port,
+		.fds = &fd,
+	};
+
+	if (r->stream) {
+		wh_port_violation(port, "an end in a stream, which was not agreed on");
+		return;
+	}
+	if (rx->n_fds)
+		rx->fds[0] = -1;
+	port->stats.rx_fds++;
+	call_handler(&port->plain, &m);
+	wh_fds_close(&fd, 1);
+}
+
 /* ---- Pieces ---- */
 
 static void assembly_free(struct wh_flow *flow)

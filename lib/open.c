@@ -6,7 +6,7 @@
 #include <sys/socket.h>
 
 #include "options.h"
-#include "port.h"
+#include "pass.h"
 
 #define DEFAULT_POOL_BYTES (64u << 20)
 #define DEFAULT_QUEUED_BYTES (4u << 20)
@@ -22,24 +22,6 @@ enum {
 	PORT_FLAGS = WHARF_PORT_MAPS_HUGE | WHARF_PORT_INLINE | WHARF_PORT_PIECES | WHARF_PORT_SAME_USER |
 		WHARF_PORT_AWAIT_LISTENER,
 };
-
-static int check_socket(int fd)
-{
-	struct sockaddr_storage address;
-	socklen_t size = sizeof(int);
-	int type, domain;
-
-	if (getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &size) < 0)
-		return errno == ENOTSOCK ? -EPROTOTYPE : -errno;
-	size = sizeof(int);
-	if (getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &domain, &size) < 0)
-		return -errno;
-	if (type != SOCK_SEQPACKET || domain != AF_UNIX)
-		return -EPROTOTYPE;
-	size = sizeof(address);
-	/* Of a pair whose other end is closed already this still succeeds: what that had to say is queued here. */
-	return getpeername(fd, (struct sockaddr *)&address, &size) < 0 ? -errno : 0;
-}
 
 static int read_options(const struct wharf_port_options *given, struct wharf_port_options *o)
 {
@@ -193,7 +175,7 @@ int wh_port_open(struct wharf_loop *loop, int fd, const struct wharf_port_option
 	int error = wh_loop_check(loop);
 
 	if (!error)
-		error = check_socket(fd);
+		error = wh_end_check(fd);
 	if (!error)
 		error = wh_port_new(loop, fd, options, default_open_timeout_ns, &port);
 	if (error)

@@ -316,7 +316,7 @@ static struct wh_message_out record_of(const struct wh_outmsg *m, const struct w
 	const struct wh_flow *flow = m->flow;
 
 	return (struct wh_message_out){
-		.kind = kinds[flow->kind],
+		.kind = m->is_end ? WH_RECORD_PORT : kinds[flow->kind],
 		.flags = (uint8_t)((m->first ? WH_RECORD_FIRST : 0) |
 			(m->first && m->delegated ? WH_RECORD_DELEGATED : 0)),
 		.n_pieces = (uint16_t)n,

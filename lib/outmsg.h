@@ -32,6 +32,7 @@ struct wh_outmsg {
 	bool first, last;                /* the message begins with it, and the first record is yet to come; it ends with it */
 	bool end;                        /* the stream, or this direction of the call, ends with it */
 	bool delegated;
+	bool is_end;                     /* an end that is passed on: one descriptor, nothing else */
 	bool close_fds;                  /* the descriptors are ours */
 	bool must;                       /* is not refused for want of credit or room */
 	bool by_reference;               /* has parts with `done` */

@@ -98,7 +98,10 @@ static bool is_message(uint8_t kind)
 	return kind == WH_RECORD_MESSAGE || kind == WH_RECORD_CALL || kind == WH_RECORD_REPLY;
 }
 
-static bool is_ordered(uint8_t kind) { return is_message(kind) || kind == WH_RECORD_BYE; }
+static bool is_ordered(uint8_t kind)
+{
+	return is_message(kind) || kind == WH_RECORD_PORT || kind == WH_RECORD_BYE;
+}
 
 static void handle_controls_from(
 	struct wharf_port *port, const struct wh_record *r, const struct wh_record *end, struct wh_rx *rx)
@@ -135,6 +138,8 @@ static const struct wh_record *deliver(struct wharf_port *port, const struct wh_
 				wh_flow_arrive(port, r, rx);
 			else if (r->kind == WH_RECORD_BYE)
 				on_bye(port, (const struct wh_bye *)r);
+			else if (r->kind == WH_RECORD_PORT)
+				wh_port_deliver_end(port, (const struct wh_port_record *)r, rx);
 			else if (!controls_done)
 				handle_control(port, r, rx);
 			continue;

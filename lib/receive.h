@@ -22,6 +22,9 @@ static inline bool wh_port_stopped(const struct wharf_port *port)
 	return port->paused || port->state >= WH_PORT_ENDING;
 }
 
+/* inflow.c: an end that the peer passes on. */
+void wh_port_deliver_end(struct wharf_port *port, const struct wh_port_record *r, struct wh_rx *rx);
+
 /* receive.c: marks what waits of a stream (MESSAGE) or a call (CALL, REPLY) as dropped. */
 void wh_port_drop_held(struct wharf_port *port, enum wh_record_kind kind, uint64_t id);
 

@@ -127,7 +127,7 @@
  *
  * 10 WAKE, 8
  *
- * 11 PORT, 16, one descriptor
+ * 11 PORT, 16, one descriptor; the limit for descriptors is not 0
  *   8  u32  type          any
  *  12  u32  stream        any
  *
@@ -331,6 +331,11 @@ bool wh_encode_message(struct wh_encoder *e, const struct wh_message_out *m)
 	const uint8_t flags = message_flags(m);
 	const uint32_t begin = e->size, head = message_head_bytes(m->kind, flags);
 
+	if (wh_unlikely(m->kind == WH_RECORD_PORT)) {
+		wh_assert(m->n_fds == 1 && !m->n_pieces);
+		return wh_encode_control(
+			e, WH_RECORD_PORT, &(struct wh_port_record){ .type = m->type, .stream = m->stream }, 1);
+	}
 	wh_assert(m->kind >= WH_RECORD_MESSAGE && m->kind <= WH_RECORD_REPLY);
 	wh_assert(!message_flags_fault(m->kind, flags, m->stream));
 	wh_assert(m->n_pieces <= WH_WIRE_ITEMS_MAX && m->n_fds <= WH_WIRE_FDS_MAX);
@@ -681,7 +686,9 @@ static const char *control_fault(struct check *c, const struct wh_record *r)
 			return "bye: unknown code";
 		return text_valid(bye->text, sizeof bye->text) ? NULL : "bye: text not printable, or no zeros behind";
 	}
-	default: /* WAKE, PORT: nothing in them can be wrong */
+	case WH_RECORD_PORT:
+		return c->limits->fds_max ? NULL : "port: we take no descriptors";
+	default: /* WAKE: nothing in it can be wrong */
 		return NULL;
 	}
 }

@@ -269,7 +269,7 @@ struct wh_piece {
 };
 
 struct wh_message_out {
-	uint8_t kind;               /* MESSAGE, CALL or REPLY */
+	uint8_t kind;               /* MESSAGE, CALL or REPLY; or PORT: n_fds 1, no pieces, and only type and stream count */
 	uint8_t flags;              /* WH_RECORD_FIRST ... DELEGATED; WH_RECORD_FDS is set from n_fds */
 	uint16_t n_pieces;
 	uint16_t n_fds;

@@ -77,6 +77,57 @@ Test(kernel_ends, who_connects_knows_who_listened)
 	cr_assert_eq(who.pid, child, "who listened, not who bound or accepts");
 }
 
+static int priority(int fd)
+{
+	socklen_t size = sizeof(int);
+	int value;
+
+	return getsockopt(fd, SOL_SOCKET, SO_PRIORITY, &value, &size) < 0 ? -errno : value;
+}
+
+Test(kernel_ends, a_priority_is_of_one_end_and_seen_through_every_descriptor_of_it)
+{
+	_Alignas(struct cmsghdr) unsigned char control[CMSG_SPACE(sizeof(int))] = { 0 };
+	char byte = 'x';
+	struct iovec iov = { .iov_base = &byte, .iov_len = 1 };
+	struct msghdr header = {
+		.msg_iov = &iov, .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof(control)
+	};
+	struct cmsghdr *cmsg = CMSG_FIRSTHDR(&header);
+	int fds[2], carrier[2], bare, client, status, passed;
+	struct sockaddr_un address;
+	socklen_t size = name_address(&address);
+	pid_t child;
+
+	open_pair(fds);
+	open_pair(carrier);
+	cr_assert_eq(priority(fds[0]), 0);
+	*cmsg = (struct cmsghdr){ .cmsg_len = CMSG_LEN(sizeof(int)), .cmsg_level = SOL_SOCKET, .cmsg_type = SCM_RIGHTS };
+	memcpy(CMSG_DATA(cmsg), &fds[0], sizeof(int));
+	cr_assert_eq(sendmsg(carrier[0], &header, 0), 1);
+	child = fork();
+	if (!child)
+		_exit((geteuid() == 0 && setresuid(65533, 65533, 65533) != 0) ||
+			setsockopt(fds[0], SOL_SOCKET, SO_PRIORITY, &(int){ 5 }, sizeof(int)) != 0);
+	cr_assert_eq(waitpid(child, &status, 0), child);
+	cr_assert_eq(status, 0, "no privilege is needed");
+	cr_assert_eq(priority(fds[0]), 5);
+	cr_assert_eq(priority(dup(fds[0])), 5);
+	cr_assert_eq(priority(fds[1]), 0, "not of the other end");
+	cr_assert_eq(recvmsg(carrier[1], &header, 0), 1);
+	memcpy(&passed, CMSG_DATA(cmsg), sizeof(int));
+	cr_assert_eq(priority(passed), 5, "also of one that was under way");
+
+	bare = socket(AF_UNIX, SOCK_SEQPACKET, 0);
+	client = socket(AF_UNIX, SOCK_SEQPACKET, 0);
+	cr_assert_eq(setsockopt(bare, SOL_SOCKET, SO_PRIORITY, &(int){ 5 }, sizeof(int)), 0);
+	cr_assert_eq(bind(bare, (const struct sockaddr *)&address, size), 0);
+	cr_assert_eq(listen(bare, 1), 0);
+	cr_assert_eq(connect(client, (const struct sockaddr *)&address, size), 0);
+	cr_assert_eq(priority(client), 0);
+	cr_assert_eq(priority(accept(bare, NULL, NULL)), 0, "not handed down by a listener");
+}
+
 Test(kernel_ends, who_stops_reading_still_reads_what_is_queued_and_then_the_end)
 {
 	struct pollfd ready;

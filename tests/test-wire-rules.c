@@ -180,6 +180,15 @@ Test(wire_rules, frame_descriptors)
 	BREAKS(frame->n_fds, 0, "frame: number of descriptors not its last record's");
 }
 
+Test(wire_rules, port_where_no_descriptors_are_taken)
+{
+	add_control(WH_RECORD_PORT, sizeof(struct wh_port_record));
+	frame->n_fds = 1;
+	came_fds = 1;
+	BREAKS(limits.fds_max, 0, "port: we take no descriptors");
+	ALLOWS(limits.fds_max, 1);
+}
+
 Test(wire_rules, frame_of_a_record_behind_one_with_descriptors)
 {
 	add_control(WH_RECORD_PORT, sizeof(struct wh_port_record));
