@@ -73,7 +73,7 @@ static void dispatch(struct wh_flow *flow, const struct wharf_msg *msg)
 		port->ops.on_message(port, msg, port->user);
 }
 
-static void call_handler(struct wh_flow *flow, struct wh_message *m)
+void wh_flow_deliver(struct wh_flow *flow, struct wh_message *m)
 {
 	struct wharf_port *port = flow->port;
 	struct wh_message *copy = m;
@@ -193,36 +193,11 @@ static void deliver_in_place(struct wh_flow *flow, const struct wh_record *r, co
 	port->stats.rx_bytes += m.pub.size;
 	port->bytes_unreported += m.pub.size;
 	port->stats.rx_fds += in->n_fds;
-	call_handler(flow, &m);
+	wh_flow_deliver(flow, &m);
 	wh_fds_close(fds, in->n_fds);
 	for (unsigned i = 0; i < r->n_items && !m.is_taken; i++)
 		if (in->runs[i].n_chunks)
 			wh_port_release_run(port, &in->runs[i]);
-}
-
-/* A message without bytes. Whether the descriptor is an end is looked at by whoever opens it. */
-void wh_port_deliver_end(struct wharf_port *port, const struct wh_port_record *r, struct wh_rx *rx)
-{
-	int fd = rx->n_fds ? rx->fds[0] : -1;
-	struct wh_message m = {
-		.pub = { .type = r->type,
-			.flags = fd < 0 ? WHARF_MSG_PORT | WHARF_MSG_FDS_LOST : WHARF_MSG_PORT,
-			.fds = &fd,
-			.n_fds = 1,
-			.sent_ns = rx->sent_ns },
-		.port = port,
-		.fds = &fd,
-	};
-
-	if (r->stream) {
-		wh_port_violation(port, "an end in a stream, which was not agreed on");
-		return;
-	}
-	if (rx->n_fds)
-		rx->fds[0] = -1;
-	port->stats.rx_fds++;
-	call_handler(&port->plain, &m);
-	wh_fds_close(&fd, 1);
 }
 
 /* ---- Pieces ---- */
@@ -329,7 +304,7 @@ static void deliver_assembled(struct wh_flow *flow, const struct wh_record *r)
 	if (flow->kind != WH_FLOW_PLAIN)
 		flow->port->assembly_bytes -= a->capacity_bytes;
 	flow->port->stats.rx_fds += a->n_fds;
-	call_handler(flow, &m);
+	wh_flow_deliver(flow, &m);
 	wh_fds_close(a->fds, a->n_fds);
 	free(a);
 }

@@ -190,42 +190,6 @@ void wh_loop_rouse(struct wharf_loop *loop)
 	wh_engine_sleep(loop->engine, -1, true);
 }
 
-bool wh_loop_kick(struct wharf_loop *loop, struct wh_kick *kick, uint32_t reasons)
-{
-	bool pushed = false;
-
-	if (atomic_fetch_or_explicit(&kick->reasons, reasons, memory_order_acq_rel))
-		return false;
-	pthread_mutex_lock(&loop->kick_lock);
-	if (loop->engine) {
-		kick->next = loop->kicked;
-		loop->kicked = kick;
-		pushed = true;
-		if (wh_current_loop != loop || !loop->in_step)
-			wh_engine_wake(loop->engine);
-	}
-	pthread_mutex_unlock(&loop->kick_lock);
-	return pushed;
-}
-
-/* True: there were any. */
-static bool run_kicks(struct wharf_loop *loop)
-{
-	struct wh_kick *kick, *next;
-
-	if (wh_likely(!atomic_load_explicit(&loop->kicked, memory_order_relaxed)))
-		return false;
-	pthread_mutex_lock(&loop->kick_lock);
-	kick = loop->kicked;
-	loop->kicked = NULL;
-	pthread_mutex_unlock(&loop->kick_lock);
-	for (; kick; kick = next) {
-		next = kick->next;
-		kick->run(kick, atomic_exchange_explicit(&kick->reasons, 0, memory_order_acq_rel));
-	}
-	return true;
-}
-
 void wh_loop_set_deadline(struct wharf_loop *loop, struct wh_deadline *deadline, uint64_t in_ns)
 {
 	uint64_t now_ns = wh_loop_clock(loop);
@@ -399,7 +363,7 @@ static int turn(struct wharf_loop *loop, int64_t timeout_ns)
 	if (n < 0)
 		return broken(loop, n);
 	loop->turn_ns = wh_loop_clock(loop);
-	happened = run_kicks(loop);
+	happened = wh_loop_run_kicks(loop);
 	happened |= wh_loop_run_posts(loop, 0);
 	while (budget-- > 0 && wh_engine_next(loop->engine, &event)) {
 		struct wh_source *source = wh_container_of(event.link, struct wh_source, link);
@@ -586,7 +550,7 @@ wharf_loop *wharf_loop_free(wharf_loop *loop)
 		wh_container_of(node, struct wh_source, all)->loop_freed(wh_container_of(node, struct wh_source, all));
 	}
 	run_endings(loop);
-	run_kicks(loop);
+	wh_loop_run_kicks(loop);
 	drain_sources(loop);
 	wh_guard_remove(&loop->fork_hook);
 	while (atomic_load(&loop->wakers))
@@ -595,7 +559,7 @@ wharf_loop *wharf_loop_free(wharf_loop *loop)
 	engine = loop->engine;
 	loop->engine = NULL;
 	pthread_mutex_unlock(&loop->kick_lock);
-	run_kicks(loop);
+	wh_loop_run_kicks(loop);
 	wh_engine_close(engine);
 	wh_outframes_free(loop);
 	loop->in_step = false;

@@ -102,6 +102,7 @@ void wh_loop_rouse(struct wharf_loop *loop);
  * is gone.
  */
 bool wh_loop_kick(struct wharf_loop *loop, struct wh_kick *kick, uint32_t reasons);
+bool wh_loop_run_kicks(struct wharf_loop *loop); /* loop's thread. True: there were any */
 
 void wh_loop_set_deadline(struct wharf_loop *loop, struct wh_deadline *deadline, uint64_t in_ns);
 bool wh_loop_due_within(const struct wharf_loop *loop, const struct wh_deadline *deadline, uint64_t in_ns);

@@ -6,6 +6,7 @@
 #include <sys/socket.h>
 
 #include "outmsg.h"
+#include "receive.h"
 
 /*
  * SO_PRIORITY means nothing to AF_UNIX and needs no privilege up to 6, but it belongs to the socket: whoever holds a
@@ -51,4 +52,29 @@ int wharf_port_pass(wharf_port *port, uint32_t type, int fd)
 	m.flow = &port->plain;
 	return wh_port_send(
 		port, &m, &(struct wharf_out){ .type = type, .fds = &fd, .n_fds = 1, .flags = WHARF_FDS_MOVE });
+}
+
+/* A message without bytes. Whether the descriptor is an end is looked at by whoever opens it. */
+void wh_port_deliver_end(struct wharf_port *port, const struct wh_port_record *r, struct wh_rx *rx)
+{
+	int fd = rx->n_fds ? rx->fds[0] : -1;
+	struct wh_message m = {
+		.pub = { .type = r->type,
+			.flags = fd < 0 ? WHARF_MSG_PORT | WHARF_MSG_FDS_LOST : WHARF_MSG_PORT,
+			.fds = &fd,
+			.n_fds = 1,
+			.sent_ns = rx->sent_ns },
+		.port = port,
+		.fds = &fd,
+	};
+
+	if (r->stream) {
+		wh_port_violation(port, "an end in a stream, which was not agreed on");
+		return;
+	}
+	if (rx->n_fds)
+		rx->fds[0] = -1;
+	port->stats.rx_fds++;
+	wh_flow_deliver(&port->plain, &m);
+	wh_fds_close(&fd, 1);
 }

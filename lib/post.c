@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* The queue of posts, and tasks: see post.h. */
+/* What other threads hand to a loop: the queue of posts (see post.h), tasks, and kicks (see loop.h). */
 #include "post.h"
 
 #include <assert.h>
@@ -81,4 +81,41 @@ int wharf_loop_post(wharf_loop *loop, struct wharf_task *task)
 	if (error)
 		__atomic_store_n(&task->opaque[PENDING], 0, __ATOMIC_RELEASE);
 	return error;
+}
+
+/* ---- Kicks ---- */
+
+bool wh_loop_kick(struct wharf_loop *loop, struct wh_kick *kick, uint32_t reasons)
+{
+	bool pushed = false;
+
+	if (atomic_fetch_or_explicit(&kick->reasons, reasons, memory_order_acq_rel))
+		return false;
+	pthread_mutex_lock(&loop->kick_lock);
+	if (loop->engine) {
+		kick->next = loop->kicked;
+		loop->kicked = kick;
+		pushed = true;
+		if (wh_current_loop != loop || !loop->in_step)
+			wh_engine_wake(loop->engine);
+	}
+	pthread_mutex_unlock(&loop->kick_lock);
+	return pushed;
+}
+
+bool wh_loop_run_kicks(struct wharf_loop *loop)
+{
+	struct wh_kick *kick, *next;
+
+	if (wh_likely(!atomic_load_explicit(&loop->kicked, memory_order_relaxed)))
+		return false;
+	pthread_mutex_lock(&loop->kick_lock);
+	kick = loop->kicked;
+	loop->kicked = NULL;
+	pthread_mutex_unlock(&loop->kick_lock);
+	for (; kick; kick = next) {
+		next = kick->next;
+		kick->run(kick, atomic_exchange_explicit(&kick->reasons, 0, memory_order_acq_rel));
+	}
+	return true;
 }

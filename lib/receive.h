@@ -22,7 +22,10 @@ static inline bool wh_port_stopped(const struct wharf_port *port)
 	return port->paused || port->state >= WH_PORT_ENDING;
 }
 
-/* inflow.c: an end that the peer passes on. */
+/* inflow.c: hands a message to the application: m is borrowed. */
+void wh_flow_deliver(struct wh_flow *flow, struct wh_message *m);
+
+/* pass.c: an end that the peer passes on. */
 void wh_port_deliver_end(struct wharf_port *port, const struct wh_port_record *r, struct wh_rx *rx);
 
 /* receive.c: marks what waits of a stream (MESSAGE) or a call (CALL, REPLY) as dropped. */
