@@ -27,26 +27,30 @@ void wh_lease_forbid_huge(struct wh_lease *lease)
 
 bool wh_lease_slot_huge(const struct wh_lease *lease, uint16_t slot)
 {
-	const struct wh_slot *s = wh_full_const(lease)->pool->slots[slot];
-	return s && s->segment.huge;
+	return wh_lease_slot_has(wh_full_const(lease), slot, WH_SLOT_KEPT) &&
+		wh_full_const(lease)->pool->slots[slot]->segment.huge;
 }
 
 uint64_t wh_lease_slot_bytes(const struct wh_lease *lease, uint16_t slot)
 {
-	const struct wh_slot *s = wh_full_const(lease)->pool->slots[slot];
-	return s ? (uint64_t)s->n_chunks << wh_class_shift(s->class) : 0;
+	const struct wh_full_lease *full = wh_full_const(lease);
+	if (!wh_lease_slot_has(full, slot, WH_SLOT_KEPT))
+		return 0;
+	const struct wh_slot *s = full->pool->slots[slot];
+	return (uint64_t)s->n_chunks << wh_class_shift(s->class);
 }
 
 int wh_lease_announcement(struct wh_lease *hot, uint16_t slot, struct wh_announcement *ret_announcement)
 {
 	struct wh_full_lease *lease = wh_full(hot);
 	struct wharf_pool *pool = lease->pool;
-	struct wh_lease_slot *ls = &lease->slots[slot];
-	struct wh_slot *s = pool->slots[slot];
+	struct wh_lease_slot *ls = wh_lease_slot(lease, slot);
+	struct wh_slot *s;
 	int error = 0;
 
-	if (!wh_map_has(lease->used, slot))
+	if (!wh_lease_slot_has(lease, slot, WH_SLOT_USED))
 		return -EPROTO;
+	s = pool->slots[slot];
 	wh_pool_lock(pool);
 	if (!ls->map) {
 		error = wh_release_map_open(pool->name, slot, WH_SLOT_WORDS, &ls->map, &ls->release_fd);
@@ -60,7 +64,7 @@ int wh_lease_announcement(struct wh_lease *hot, uint16_t slot, struct wh_announc
 	if (!error && (ls->release_fd < 0 || s->segment.fd < 0))
 		error = -EPROTO;
 	if (!error) {
-		wh_map_set(lease->pinned, slot);
+		wh_lease_slot_set(lease, slot, WH_SLOT_PINNED);
 		*ret_announcement = (struct wh_announcement){
 			.slot = slot,
 			.chunk_shift = (uint8_t)wh_class_shift(s->class),
@@ -79,10 +83,35 @@ void wh_lease_announced(struct wh_lease *hot, uint16_t slot, bool sent)
 	struct wh_full_lease *lease = wh_full(hot);
 
 	wh_pool_lock(lease->pool);
-	wh_map_set(hot->known, slot);
+	wh_lease_slot_set(lease, slot, WH_SLOT_KNOWN);
 	if (sent)
-		wh_map_clear(lease->pinned, slot);
+		wh_lease_slot_clear(lease, slot, WH_SLOT_PINNED);
 	wh_pool_unlock(lease->pool);
+}
+
+void wh_lease_slot_set(struct wh_full_lease *lease, unsigned slot, unsigned flags)
+{
+	struct wh_lease_slot *ls = &lease->slots[slot];
+	struct wh_slot *s = lease->pool->slots[slot];
+
+	s->n_leases += !(ls->flags & WH_SLOT_KEPT) && flags & WH_SLOT_KEPT ? 1 : 0;
+	s->n_pinned += flags & ~ls->flags & WH_SLOT_PINNED ? 1 : 0;
+	ls->flags |= (uint8_t)flags;
+	if (flags & WH_SLOT_KNOWN)
+		lease->hot.known[slot / 64] |= UINT64_C(1) << (slot % 64);
+}
+
+void wh_lease_slot_clear(struct wh_full_lease *lease, unsigned slot, unsigned flags)
+{
+	struct wh_lease_slot *ls = &lease->slots[slot];
+	struct wh_slot *s = lease->pool->slots[slot];
+	bool kept = ls->flags & WH_SLOT_KEPT;
+
+	s->n_pinned -= flags & ls->flags & WH_SLOT_PINNED ? 1 : 0;
+	ls->flags &= (uint8_t)~flags;
+	s->n_leases -= kept && !(ls->flags & WH_SLOT_KEPT) ? 1 : 0;
+	if (flags & WH_SLOT_KNOWN)
+		lease->hot.known[slot / 64] &= ~(UINT64_C(1) << (slot % 64));
 }
 
 /* The peer has returned chunks of the slot, harvested or not: it has mapped it. */
@@ -101,14 +130,14 @@ static bool has_proof(const struct wh_full_lease *lease, unsigned slot)
 int wh_lease_lost(struct wh_lease *hot, uint16_t slot)
 {
 	struct wh_full_lease *lease = wh_full(hot);
-	const struct wh_lease_slot *ls = &lease->slots[slot];
+	const struct wh_lease_slot *ls = wh_lease_slot(lease, slot);
 	int result = 1;
 
 	wh_pool_lock(lease->pool);
 	/* Pinned: it has not left yet, and the descriptors must stay until it has. */
-	if (!wh_map_has(hot->known, slot) || wh_map_has(lease->pinned, slot))
+	if (!ls || !(ls->flags & WH_SLOT_KNOWN) || ls->flags & WH_SLOT_PINNED)
 		result = -EPROTO;
-	else if (wh_map_has(lease->retire_sent, slot))
+	else if (ls->flags & WH_SLOT_RETIRE_SENT)
 		result = 0;
 	else if (ls->release_fd < 0 || has_proof(lease, slot))
 		result = -EPROTO;
@@ -121,9 +150,9 @@ void wh_lease_close_fds(struct wh_full_lease *lease)
 {
 	struct wharf_pool *pool = lease->pool;
 
-	for (unsigned i = 0; i < WH_SLOTS_MAX && lease->open_fds; i++) {
+	for (unsigned i = 0; i < lease->n_slots && lease->open_fds; i++) {
 		struct wh_lease_slot *ls = &lease->slots[i];
-		if (ls->release_fd < 0 || wh_map_has(lease->pinned, i) || !has_proof(lease, i))
+		if (ls->release_fd < 0 || ls->flags & WH_SLOT_PINNED || !has_proof(lease, i))
 			continue;
 		atomic_store_explicit(&ls->proven, true, memory_order_relaxed);
 		close(ls->release_fd);
@@ -145,18 +174,18 @@ bool wh_lease_next_retire(struct wh_lease *hot, uint16_t *ret_slot)
 	if (wh_likely(!atomic_load_explicit(&pool->n_retiring, memory_order_seq_cst)))
 		return false;
 	wh_pool_lock(pool);
-	for (unsigned i = 0; i < pool->control->n_slots && !found; i++) {
+	for (unsigned i = 0; i < lease->n_slots && i < pool->n_slots && !found; i++) {
 		if (wh_slot_state(pool->slots[i]) != WH_SLOT_RETIRING)
 			continue;
-		if (wh_map_has(lease->used, i)) {
-			wh_map_clear(lease->used, i);
+		if (lease->slots[i].flags & WH_SLOT_USED) {
+			wh_lease_slot_clear(lease, i, WH_SLOT_USED);
 			if (wh_place_slot(hot->word) == i)
 				hot->word = WH_PLACE_NONE;
 		}
-		if (!wh_map_has(hot->known, i)) {
+		if (!(lease->slots[i].flags & WH_SLOT_KNOWN)) {
 			wh_slot_finish(pool, i);
-		} else if (!wh_map_has(lease->retire_sent, i)) {
-			wh_map_set(lease->retire_sent, i);
+		} else if (!(lease->slots[i].flags & WH_SLOT_RETIRE_SENT)) {
+			wh_lease_slot_set(lease, i, WH_SLOT_RETIRE_SENT);
 			*ret_slot = (uint16_t)i;
 			found = true;
 		}
@@ -169,11 +198,10 @@ int wh_lease_retired(struct wh_lease *hot, uint16_t slot)
 {
 	struct wh_full_lease *lease = wh_full(hot);
 
-	if (slot >= WH_SLOTS_MAX || !wh_map_has(lease->retire_sent, slot))
+	if (!wh_lease_slot_has(lease, slot, WH_SLOT_RETIRE_SENT))
 		return -EPROTO;
 	wh_pool_lock(lease->pool);
-	wh_map_clear(lease->retire_sent, slot);
-	wh_map_clear(hot->known, slot);
+	wh_lease_slot_clear(lease, slot, WH_SLOT_RETIRE_SENT | WH_SLOT_KNOWN);
 	wh_lease_forget_slot(lease, slot);
 	wh_slot_finish(lease->pool, slot);
 	wh_pool_unlock(lease->pool);

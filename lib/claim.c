@@ -9,6 +9,7 @@
  * are retired after some laps.
  */
 #include <errno.h>
+#include <string.h>
 #include <time.h>
 
 #include "pool_internal.h"
@@ -203,7 +204,7 @@ static bool try_word(struct wharf_pool *pool, struct wh_full_lease *lease, unsig
 	_Atomic uint64_t *free = free_word(pool, at);
 	int first = wh_word_claim(free, n);
 
-	if (first < 0 && lease && lease->slots[slot].map) {
+	if (first < 0 && lease && wh_lease_has_map(lease, slot)) {
 		uint64_t bits = wh_lease_harvest_word(lease, slot, word, &lease->returned_here);
 		if (bits) {
 			wh_word_free(free, bits);
@@ -266,7 +267,7 @@ static void give_back_word(struct wharf_pool *pool, unsigned class)
 
 void wh_pool_give_back(struct wharf_pool *pool)
 {
-	for (unsigned c = 0; c < WH_CLASS_LOCAL; c++) {
+	for (unsigned c = 0; pool->local != wh_no_local && c < WH_CLASS_LOCAL; c++) {
 		if (atomic_load_explicit(&pool->local[c].bits, memory_order_relaxed))
 			pool->freed = true;
 		give_back_word(pool, c);
@@ -295,11 +296,31 @@ static void lap_over(struct wharf_pool *pool, struct wh_class *c)
 	wh_pool_unlock(pool);
 }
 
+/* On the loop's thread: others look at it under the lock only. */
+static bool make_local(struct wharf_pool *pool)
+{
+	void *local;
+
+	if (wh_likely(pool->local != wh_no_local))
+		return true;
+	if (wh_control_alloc(sizeof(wh_no_local), &local))
+		return false;
+	memcpy(local, wh_no_local, sizeof(wh_no_local));
+	wh_pool_lock(pool);
+	pool->local = local;
+	atomic_store_explicit(&pool->control->local, wh_control_position(local), memory_order_release);
+	wh_pool_unlock(pool);
+	return true;
+}
+
 /* Goes on to the next word with room for n, and takes it whole. False: a lap found none. */
 static bool refill(struct wharf_pool *pool, unsigned class, unsigned n)
 {
-	struct wh_class *c = &pool->classes[class];
 	struct wh_full_lease *lease = pool->local_lease;
+
+	if (!atomic_load_explicit(&pool->grown, memory_order_acquire))
+		return false;
+	struct wh_class *c = &pool->classes[class];
 	struct wh_local *local = &pool->local[class];
 	uint32_t start = c->at, at = start;
 	unsigned laps = 0;
@@ -327,7 +348,7 @@ static bool refill(struct wharf_pool *pool, unsigned class, unsigned n)
 		struct wh_slot *s = pool->slots[slot];
 		_Atomic uint64_t *free = free_word(pool, at);
 		uint64_t bits = 0;
-		if (lease->slots[slot].map)
+		if (wh_lease_has_map(lease, slot))
 			bits = wh_lease_harvest_word(lease, slot, word, &lease->returned_here);
 		c->lap_chunks += WH_WORD_CHUNKS;
 		if (wh_run_starts(bits | atomic_load_explicit(free, memory_order_relaxed), n))
@@ -365,11 +386,14 @@ static uint64_t carve(struct wh_local *local, unsigned n)
 int wh_pool_claim_locked(struct wharf_pool *pool, unsigned class, unsigned n, bool looked, uint64_t *ret_place)
 {
 	struct wh_full_lease *lease = wh_pool_local(pool) ? pool->local_lease : NULL;
-	struct wh_class *c = &pool->classes[class];
+	struct wh_class *c;
 	unsigned slot;
 	uint32_t at;
-	int error;
+	int error = wh_pool_make_tables(pool);
 
+	if (error)
+		return error;
+	c = &pool->classes[class];
 	if (lease) {
 		looked &= wh_pool_local_idle(pool);
 		wh_pool_give_back(pool);
@@ -408,7 +432,7 @@ int wh_pool_claim(struct wharf_pool *pool, unsigned class, unsigned n, bool quie
 	struct wh_full_lease *lease = local ? pool->local_lease : NULL;
 	int error;
 
-	if (class < WH_CLASS_LOCAL && wh_pool_fast(pool)) {
+	if (class < WH_CLASS_LOCAL && wh_pool_fast(pool) && make_local(pool)) {
 		struct wh_local *word = &pool->local[class];
 		if (wh_run_starts(atomic_load_explicit(&word->bits, memory_order_relaxed), n) ||
 		    refill(pool, class, n)) {
@@ -423,7 +447,8 @@ int wh_pool_claim(struct wharf_pool *pool, unsigned class, unsigned n, bool quie
 			wh_pool_run_kicks(pool);
 			return 0;
 		}
-	} else if (walk(pool, lease, class, n, ret_place)) {
+	} else if (atomic_load_explicit(&pool->grown, memory_order_acquire) &&
+		walk(pool, lease, class, n, ret_place)) {
 		if (lease) {
 			wh_pool_freed(pool);
 			wh_pool_run_kicks(pool);

@@ -17,7 +17,7 @@
 #include "guard.h"
 
 enum {
-	ARENA_BYTES = 256 << 20,  /* address space, not memory: some 20000 small pools */
+	ARENA_BYTES = 256 << 20,  /* address space, not memory: some 20000 pools in use */
 	RESERVE_BYTES = 64 << 10, /* taken from the kernel at once; guessed, never tuned */
 	ORDERS = 23,              /* 64 B << 22 is the whole arena */
 };
@@ -240,12 +240,29 @@ void wh_control_remove_pool(struct wh_control_pool *pool)
 	wh_control_change_end();
 }
 
-uint64_t wh_control_next_id(void)
+void wh_control_add_lease(struct wh_control_pool *pool, struct wh_control_lease *lease)
 {
-	pthread_mutex_lock(&arena.lock);
-	uint64_t id = ++arena.next_id;
-	pthread_mutex_unlock(&arena.lock);
-	return id;
+	wh_control_change_begin();
+	uint32_t first = pool->first_lease, position = wh_control_position(lease);
+	lease->id = ++arena.next_id;
+	atomic_store_explicit(&lease->next, first, memory_order_relaxed);
+	if (first)
+		((struct wh_control_lease *)at(first))->previous = position;
+	atomic_store_explicit(&pool->first_lease, position, memory_order_release);
+	wh_control_change_end();
+}
+
+void wh_control_remove_lease(struct wh_control_pool *pool, struct wh_control_lease *lease)
+{
+	wh_control_change_begin();
+	uint32_t next = lease->next, previous = lease->previous;
+	if (previous)
+		((struct wh_control_lease *)at(previous))->next = next;
+	else
+		pool->first_lease = next;
+	if (next)
+		((struct wh_control_lease *)at(next))->previous = previous;
+	wh_control_change_end();
 }
 
 void wh_control_restart(void)

@@ -14,19 +14,19 @@
  *        (/proc/PID/stat, field 22)  24   u64 bytes reserved in segments  24    u32 run info: n_chunks of u64
  *    24  u64 bytes of the memfd      32   u32 previous, u32 n_slots       28    u32 counts: n_chunks of u16, or 0
  *    32  u64 sequence: odd while     40   char name[32]                   32    zero to 64
- *        a table is changed          72   zero to 128                     64    u64 free[64]
- *    40  u32 first pool              128  u32 lease[64]                   576   u64 counted[64]
- *    44  u32 n_pools                 384  u32 slot[256]                   1088  u64 holders[64]
- *    48  u64 bytes handed out so far 1408 local[4], 64 bytes each         1600
- *    56  zero to 4096                1664
+ *        a table is changed          72   u32 first lease                 64    u64 free[64]
+ *    40  u32 first pool              76   u32 slots: 256 of u32, or 0     576   u64 counted[64]
+ *    44  u32 n_pools                 80   u32 local: 4 of 64 bytes, or 0  1088  u64 holders[64]
+ *    48  u64 bytes handed out so far 84   zero to 128                     1600
+ *    56  zero to 4096
  *
- *   lease (struct wh_control_lease): 0 u64 id, never reused; 8 u32 peer's pid or 0; 12 u32 index in the pool; 16 zero
- *   to 64; 64 u32 lent[256]: for each slot 64 words, or 0.
+ *   lease (struct wh_control_lease): 0 u64 id, never reused; 8 u32 peer's pid or 0; 12 u32 index in the pool; 16 u32 next
+ *   lease, u32 previous; 24 u32 lent: n_lent of u32, for each slot 64 words or 0; 28 u32 n_lent; 32 zero to 64.
  *
  * A chunk c of a slot is bit c % 64 of word c / 64. Free: its bit is set in free[], or in local.bits of the word that
  * local.where names (a loop's thread has taken that word). Lent: its bit is set in a lease's words; the peer may have
  * released it already, which only the release map tells. Claimed otherwise. counted: several hold it, counts says how
- * many. holders: which leases may have a bit in that word. Run info, at a run's first chunk: the turn in which it was
+ * many. holders: which of the leases 0 to 63 may have a bit in that word. Run info, at a run's first chunk: the turn in which it was
  * last lent (low half) and for which stream.
  * A process that forked and goes on has a memfd of its own: compare pid and start time with the process looked at.
  */
@@ -38,11 +38,10 @@
 #define WH_CONTROL_MAGIC UINT64_C(0x4c54434652414857) /* "WHARFCTL" */
 
 enum {
-	WH_CONTROL_VERSION = 1,
+	WH_CONTROL_VERSION = 2,
 	WH_CONTROL_UNIT = 64,
 	WH_CONTROL_HEADER_BYTES = 4096,
 	WH_CONTROL_SLOTS = 256,
-	WH_CONTROL_LEASES = 64,
 	WH_CONTROL_LOCALS = 4,
 	WH_SLOT_WORDS = 64,  /* a segment has at most 4096 chunks */
 };
@@ -77,15 +76,13 @@ struct wh_control_pool {
 	_Atomic uint32_t previous;
 	_Atomic uint32_t n_slots;
 	char name[32];
-	uint64_t zero[7];
-	_Atomic uint32_t lease[WH_CONTROL_LEASES];
-	_Atomic uint32_t slot[WH_CONTROL_SLOTS];
-	struct wh_local local[WH_CONTROL_LOCALS];
+	_Atomic uint32_t first_lease;
+	_Atomic uint32_t slots;
+	_Atomic uint32_t local;
+	uint32_t zero[11];
 };
-_Static_assert(offsetof(struct wh_control_pool, lease) == 128, "layout");
-_Static_assert(offsetof(struct wh_control_pool, slot) == 384, "layout");
-_Static_assert(offsetof(struct wh_control_pool, local) == 1408, "layout");
-_Static_assert(sizeof(struct wh_control_pool) == 1664, "layout");
+_Static_assert(offsetof(struct wh_control_pool, first_lease) == 72, "layout");
+_Static_assert(sizeof(struct wh_control_pool) == 128, "layout");
 
 enum wh_slot_state {
 	WH_SLOT_EMPTY,    /* no memory */
@@ -114,10 +111,14 @@ struct wh_control_lease {
 	uint64_t id;
 	_Atomic uint32_t peer;
 	uint32_t index;
-	uint64_t zero[6];
-	_Atomic uint32_t lent[WH_CONTROL_SLOTS];
+	_Atomic uint32_t next;
+	_Atomic uint32_t previous;
+	_Atomic uint32_t lent;
+	_Atomic uint32_t n_lent;
+	uint64_t zero[4];
 };
-_Static_assert(sizeof(struct wh_control_lease) == 1088, "layout");
+_Static_assert(offsetof(struct wh_control_lease, lent) == 24, "layout");
+_Static_assert(sizeof(struct wh_control_lease) == 64, "layout");
 
 /*
  * A zeroed block, 64-aligned, whose pages are reserved: touching it cannot fail later. The first one makes the memfd.
@@ -135,7 +136,9 @@ void wh_control_change_end(void);
 /* Enters a new pool's record, with a new id, into the list, and takes it out. */
 void wh_control_add_pool(struct wh_control_pool *pool);
 void wh_control_remove_pool(struct wh_control_pool *pool);
-uint64_t wh_control_next_id(void);
+/* The same for a lease of a pool. */
+void wh_control_add_lease(struct wh_control_pool *pool, struct wh_control_lease *lease);
+void wh_control_remove_lease(struct wh_control_pool *pool, struct wh_control_lease *lease);
 
 /* In a forked child that starts over: forgets the parent's memory, which is not mapped here, and closes its memfd. */
 void wh_control_restart(void);

@@ -2,6 +2,7 @@
 /* What one port holds of a pool: lent bits, release maps, what its peer was told. */
 #include <errno.h>
 #include <stdlib.h>
+#include <string.h>
 #include <unistd.h>
 
 #include "pool_internal.h"
@@ -10,6 +11,7 @@
 enum {
 	CLOSE_FDS_TURNS = 16,  /* guessed, never tuned */
 	UPKEEP_TURNS = 1024,   /* guessed, never tuned */
+	SLOTS_FIRST = 16,      /* of a lease's table: one unit of control memory */
 	LENT_BYTES = WH_SLOT_WORDS * sizeof(uint64_t),
 };
 
@@ -29,12 +31,9 @@ static int make(struct wharf_pool *pool, struct wh_full_lease **ret_lease)
 		return error;
 	}
 	lease->control = control;
-	lease->control->id = wh_control_next_id();
 	lease->pool = pool;
 	lease->hot.pool = (uint64_t)(uintptr_t)pool;
 	lease->hot.word = WH_PLACE_NONE;
-	for (unsigned i = 0; i < WH_SLOTS_MAX; i++)
-		lease->slots[i].release_fd = -1;
 	*ret_lease = lease;
 	return 0;
 }
@@ -68,13 +67,10 @@ int wh_pool_attach(struct wharf_pool *pool, const void *loop_id, void (*kick)(vo
 	pool->leases[lease->index] = lease;
 	pool->lease_map |= UINT64_C(1) << lease->index;
 	pool->had_lease = true;
-	wh_control_change_begin();
-	atomic_store_explicit(&pool->control->lease[lease->index], wh_control_position(lease->control),
-		memory_order_release);
-	wh_control_change_end();
+	wh_control_add_lease(pool->control, lease->control);
 	if (!pool->shared && loop_id) {
 		pool->local_lease = lease;
-		for (unsigned c = 0; c < WH_CLASS_LOCAL; c++)
+		for (unsigned c = 0; pool->classes && c < WH_CLASS_LOCAL; c++)
 			pool->classes[c].at = WH_NOWHERE;
 		atomic_store_explicit(&pool->local_loop, loop_id, memory_order_relaxed);
 		wh_pool_unwant(pool);
@@ -87,9 +83,9 @@ int wh_pool_attach(struct wharf_pool *pool, const void *loop_id, void (*kick)(vo
 
 void wh_lease_forget_slot(struct wh_full_lease *lease, unsigned slot)
 {
-	struct wh_lease_slot *ls = &lease->slots[slot];
+	struct wh_lease_slot *ls = wh_lease_slot(lease, slot);
 
-	if (!ls->map)
+	if (!ls || !ls->map)
 		return;
 	wh_release_map_close(ls->map, WH_SLOT_WORDS);
 	ls->map = NULL;
@@ -108,8 +104,9 @@ static void settle_slot(struct wh_full_lease *lease, unsigned slot)
 	struct wh_lease_slot *ls = &lease->slots[slot];
 	struct wh_slot *s = pool->slots[slot];
 
-	if (!pool->shared && (wh_map_has(lease->hot.known, slot) || wh_map_has(lease->pinned, slot)) &&
-	    wh_slot_state(s) == WH_SLOT_LIVE)
+	if (!ls->flags && !ls->lent)
+		return;
+	if (!pool->shared && ls->flags & (WH_SLOT_KNOWN | WH_SLOT_PINNED) && wh_slot_state(s) == WH_SLOT_LIVE)
 		wh_slot_kill(pool, slot);
 	for (unsigned w = 0; ls->lent && w < WH_SLOT_WORDS; w++) {
 		uint64_t bits = atomic_exchange_explicit(&ls->lent[w], 0, memory_order_acq_rel);
@@ -120,10 +117,16 @@ static void settle_slot(struct wh_full_lease *lease, unsigned slot)
 				memory_order_seq_cst);
 	}
 	wh_lease_forget_slot(lease, slot);
-	if (ls->lent) {
-		atomic_store_explicit(&lease->control->lent[slot], 0, memory_order_relaxed);
-		wh_control_free((void *)ls->lent, LENT_BYTES);
-	}
+	wh_lease_slot_clear(lease, slot, WH_SLOT_KEPT);
+}
+
+static void free_tables(struct wh_full_lease *lease)
+{
+	for (unsigned i = 0; i < lease->n_slots; i++)
+		wh_control_free((void *)lease->slots[i].lent, LENT_BYTES);
+	wh_control_free((void *)lease->lent_positions, lease->n_slots * sizeof(*lease->lent_positions));
+	free(lease->slots);
+	free(lease->pending);
 }
 
 void wh_lease_detach(struct wh_lease *hot)
@@ -144,23 +147,20 @@ void wh_lease_detach(struct wh_lease *hot)
 		atomic_store_explicit(&pool->local_loop, NULL, memory_order_relaxed);
 		pool->local_lease = NULL;
 	}
-	for (unsigned i = 0; i < WH_SLOTS_MAX; i++)
-		if (pool->slots[i])
-			settle_slot(lease, i);
+	for (unsigned i = 0; i < lease->n_slots; i++)
+		settle_slot(lease, i);
 	pool->lease_map &= ~(UINT64_C(1) << lease->index);
 	pool->leases[lease->index] = NULL;
-	wh_control_change_begin();
-	atomic_store_explicit(&pool->control->lease[lease->index], 0, memory_order_relaxed);
-	wh_control_change_end();
-	for (unsigned i = 0; i < WH_SLOTS_MAX; i++)
-		if (pool->slots[i])
-			wh_slot_finish(pool, i);
+	wh_control_remove_lease(pool->control, lease->control);
+	for (unsigned i = 0; i < pool->n_slots; i++)
+		wh_slot_finish(pool, i);
 	wh_pool_bury(pool);
 	wh_pool_unwant(pool);
 	while (lease->kicks)
 		pthread_cond_wait(&pool->kick_done, &pool->lock);
 	pool->freed = true;
 	wh_pool_unlock(pool);
+	free_tables(lease);
 	wh_control_free(lease->control, sizeof(*lease->control));
 	free(lease);
 	wharf_pool_unref(pool);
@@ -257,24 +257,71 @@ void wh_lease_hold(struct wh_lease *hot)
 
 void wh_lease_unhold(struct wh_lease *hot) { wh_full(hot)->held = false; }
 
+/* Makes the table of slots long enough for one more. Under the lock: others look into it. */
+static int grow_table(struct wh_full_lease *lease, unsigned slot)
+{
+	uint32_t had = lease->n_slots, n = had ? had : SLOTS_FIRST;
+	struct wh_lease_slot *slots, *had_slots;
+	void *positions;
+
+	while (n <= slot)
+		n *= 2;
+	slots = calloc(n, sizeof(*slots));
+	if (!slots)
+		return -ENOMEM;
+	if (wh_control_alloc(n * sizeof(*lease->lent_positions), &positions)) {
+		free(slots);
+		return -ENOMEM;
+	}
+	if (had) {
+		memcpy(slots, lease->slots, had * sizeof(*slots));
+		memcpy(positions, (void *)lease->lent_positions, had * sizeof(*lease->lent_positions));
+	}
+	for (uint32_t i = had; i < n; i++)
+		slots[i].release_fd = -1;
+	wh_control_change_begin();
+	atomic_store_explicit(&lease->control->lent, wh_control_position(positions), memory_order_release);
+	atomic_store_explicit(&lease->control->n_lent, n, memory_order_release);
+	wh_control_change_end();
+	wh_control_free((void *)lease->lent_positions, had * sizeof(*lease->lent_positions));
+	lease->lent_positions = positions;
+	/* At any moment a fork's child finds a table that is whole. */
+	had_slots = lease->slots;
+	lease->slots = slots;
+	lease->n_slots = n;
+	free(had_slots);
+	return 0;
+}
+
+static int make_lent(struct wh_full_lease *lease, unsigned slot)
+{
+	void *lent;
+
+	if (!lease->pending)
+		lease->pending = calloc(WH_PENDING_MAX, sizeof(*lease->pending));
+	if (!lease->pending || (slot >= lease->n_slots && grow_table(lease, slot)))
+		return -ENOMEM;
+	if (lease->slots[slot].lent)
+		return 0;
+	if (wh_control_alloc(LENT_BYTES, &lent))
+		return -ENOMEM;
+	lease->slots[slot].lent = lent;
+	atomic_store_explicit(&lease->lent_positions[slot], wh_control_position(lent), memory_order_release);
+	return 0;
+}
+
 /* First run of a slot: from here on the slot is retired only with this thread's help. */
 static int use_slot(struct wh_full_lease *lease, unsigned slot)
 {
 	struct wharf_pool *pool = lease->pool;
-	struct wh_lease_slot *ls = &lease->slots[slot];
-	void *lent = NULL;
-	int error = ls->lent ? 0 : wh_control_alloc(LENT_BYTES, &lent);
+	int error;
 
-	if (error)
-		return -ENOMEM;
 	wh_pool_lock(pool);
-	if (lent) {
-		ls->lent = lent;
-		atomic_store_explicit(&lease->control->lent[slot], wh_control_position(lent), memory_order_release);
-	}
-	wh_map_set(lease->used, slot);
+	error = make_lent(lease, slot);
+	if (!error)
+		wh_lease_slot_set(lease, slot, WH_SLOT_USED);
 	wh_pool_unlock(pool);
-	return 0;
+	return error;
 }
 
 static bool lent_already(const struct wh_full_lease *lease, unsigned slot, unsigned word, uint64_t bits)
@@ -304,7 +351,7 @@ int wh_lease_lend_slowly(struct wh_lease *hot, const struct wharf_buf *buf, size
 	bits = wh_place_bits(place);
 	wh_assert_full(!(atomic_load_explicit(&s->control->free[word], memory_order_relaxed) & bits));
 	set_aside(lease);
-	if (!wh_map_has(lease->used, slot)) {
+	if (!wh_lease_slot_has(lease, slot, WH_SLOT_USED)) {
 		int error = use_slot(lease, slot);
 		if (error)
 			return error;
@@ -401,7 +448,7 @@ void wh_slot_harvest(struct wharf_pool *pool, unsigned slot)
 			rest &= atomic_load_explicit(&s->control->holders[w], memory_order_seq_cst);
 		for (; rest; rest &= rest - 1) {
 			struct wh_full_lease *lease = pool->leases[__builtin_ctzll(rest)];
-			if (!lease->slots[slot].map)
+			if (!wh_lease_has_map(lease, slot))
 				continue;
 			harvest_word(lease, slot, w);
 			if (!pool->shared || atomic_load_explicit(&lease->slots[slot].lent[w], memory_order_seq_cst))
@@ -417,7 +464,7 @@ void wh_slot_harvest(struct wharf_pool *pool, unsigned slot)
 
 void wh_pool_harvest(struct wharf_pool *pool)
 {
-	for (unsigned i = 0; i < pool->control->n_slots; i++)
+	for (unsigned i = 0; i < pool->n_slots; i++)
 		wh_slot_harvest(pool, i);
 }
 
@@ -428,7 +475,7 @@ int64_t wh_lease_harvest(struct wh_lease *hot)
 	uint64_t bytes = 0;
 
 	wh_pool_lock(pool);
-	for (unsigned i = 0; i < pool->control->n_slots; i++) {
+	for (unsigned i = 0; i < lease->n_slots; i++) {
 		if (!lease->slots[i].map)
 			continue;
 		for (unsigned w = 0; w < pool->slots[i]->n_words; w++)

@@ -17,6 +17,9 @@
 #define BYTES_MAX_MAX (UINT64_C(1) << 46)
 
 const char wh_nobody;
+const struct wh_local wh_no_local[WH_CLASS_LOCAL] = {
+	[0 ... WH_CLASS_LOCAL - 1] = { .where = WH_PLACE_NONE },
+};
 
 /* Memory of pools that are gone: see pool_internal.h. */
 static struct {
@@ -88,13 +91,13 @@ static void in_child(struct wh_fork_hook *hook)
 {
 	struct wharf_pool *pool = wh_container_of(hook, struct wharf_pool, fork_hook);
 
-	for (unsigned i = 0; i < WH_SLOTS_MAX; i++) {
-		if (pool->slots[i] && pool->slots[i]->segment.fd >= 0)
+	for (unsigned i = 0; i < pool->n_slots; i++)
+		if (pool->slots[i]->segment.fd >= 0)
 			close(pool->slots[i]->segment.fd);
-		for (unsigned k = 0; k < WH_LEASES_MAX; k++)
-			if (pool->leases[k] && pool->leases[k]->slots[i].release_fd >= 0)
+	for (unsigned k = 0; k < WH_LEASES_MAX; k++)
+		for (unsigned i = 0; pool->leases[k] && i < pool->leases[k]->n_slots; i++)
+			if (pool->leases[k]->slots[i].release_fd >= 0)
 				close(pool->leases[k]->slots[i].release_fd);
-	}
 }
 
 static struct wharf_pool *take_memory(void)
@@ -124,20 +127,60 @@ static void give_memory(struct wharf_pool *pool)
 	pthread_mutex_unlock(&spare.lock);
 }
 
+int wh_pool_make_tables(struct wharf_pool *pool)
+{
+	void *positions;
+	int error;
+
+	if (pool->classes)
+		return 0;
+	error = wh_control_alloc(WH_SLOTS_MAX * sizeof(*pool->slot_positions), &positions);
+	if (error)
+		return error;
+	pool->classes = calloc(1, WH_CLASSES * sizeof(*pool->classes) + WH_SLOTS_MAX * sizeof(*pool->slots));
+	if (!pool->classes) {
+		wh_control_free(positions, WH_SLOTS_MAX * sizeof(*pool->slot_positions));
+		return -ENOMEM;
+	}
+	pool->slots = (struct wh_slot **)(void *)(pool->classes + WH_CLASSES);
+	pool->slot_positions = positions;
+	for (unsigned c = 0; c < WH_CLASSES; c++)
+		pool->classes[c].at = WH_NOWHERE;
+	wh_control_change_begin();
+	atomic_store_explicit(&pool->control->slots, wh_control_position(positions), memory_order_release);
+	wh_control_change_end();
+	atomic_store_explicit(&pool->grown, true, memory_order_release);
+	return 0;
+}
+
+static void free_tables(struct wharf_pool *pool)
+{
+	for (unsigned i = 0; i < pool->n_slots; i++)
+		wh_slot_free(pool, i);
+	pool->n_slots = 0;
+	wh_control_free((void *)pool->slot_positions, WH_SLOTS_MAX * sizeof(*pool->slot_positions));
+	free(pool->classes);
+	pool->classes = NULL;
+	pool->slots = NULL;
+	pool->slot_positions = NULL;
+	atomic_store_explicit(&pool->grown, false, memory_order_relaxed);
+	if (pool->control->local)
+		wh_control_free(pool->local, WH_CLASS_LOCAL * sizeof(*pool->local));
+}
+
 /* With the lock, if nothing is out: frees everything and drops the lock. */
 static bool end_pool(struct wharf_pool *pool)
 {
 	wh_pool_bury(pool);
-	for (unsigned i = 0; i < WH_SLOTS_MAX; i++) {
-		if (!pool->slots[i] || !pool->slots[i]->n_words)
+	for (unsigned i = 0; i < pool->n_slots; i++) {
+		if (!pool->slots[i]->n_words)
 			continue;
 		if (wh_slot_state(pool->slots[i]) != WH_SLOT_LIVE || !wh_slot_all_free(pool->slots[i]))
 			return false;
 	}
 	wh_guard_remove(&pool->fork_hook);
 	wh_control_remove_pool(pool->control);
-	for (unsigned i = 0; i < WH_SLOTS_MAX; i++)
-		wh_slot_free(pool, i);
+	free_tables(pool);
 	wh_control_free(pool->control, sizeof(*pool->control));
 	pool->control = NULL;
 	atomic_store_explicit(&pool->attention, 0, memory_order_relaxed);
@@ -231,20 +274,16 @@ int wharf_pool_new(const struct wharf_pool_options *options, wharf_pool **ret_po
 	/* With the lock: a thread that freed the last chunk of the pool that was here before may still look. */
 	pthread_mutex_lock(&pool->lock);
 	pool->control = control;
-	pool->local = pool->control->local;
+	pool->local = (struct wh_local *)(uintptr_t)wh_no_local;
 	atomic_store_explicit(&pool->fast_loop, &wh_nobody, memory_order_relaxed);
 	pool->shared = o.shared;
 	pool->flags = o.flags;
 	pool->bytes_max = round_bytes_max(o.bytes_max ? o.bytes_max : DEFAULT_BYTES_MAX);
 	pool->bytes = 0;
 	pool->freed = pool->had_lease = false;
-	for (unsigned c = 0; c < WH_CLASSES; c++)
-		memset(&pool->classes[c], 0, sizeof(pool->classes[c]));
 	atomic_store_explicit(&pool->refs, 1, memory_order_relaxed);
 	pool->control->flags = o.shared;
 	pool->control->bytes_max = pool->bytes_max;
-	for (unsigned c = 0; c < WH_CLASS_LOCAL; c++)
-		pool->local[c].where = WH_PLACE_NONE;
 	set_name(pool, o.name);
 	pthread_mutex_unlock(&pool->lock);
 	wh_control_add_pool(pool->control);
@@ -261,9 +300,9 @@ static uint64_t count_runs(struct wharf_pool *pool, unsigned class, unsigned n, 
 {
 	uint64_t runs = 0;
 
-	for (unsigned i = 0; i < WH_SLOTS_MAX; i++) {
+	for (unsigned i = 0; i < pool->n_slots; i++) {
 		struct wh_slot *s = pool->slots[i];
-		if (!s || wh_slot_state(s) != WH_SLOT_LIVE || s->class != class)
+		if (wh_slot_state(s) != WH_SLOT_LIVE || s->class != class)
 			continue;
 		s->keep = true;
 		if (flags & WHARF_PREFAULT && !s->segment.prefaulted)
@@ -293,13 +332,12 @@ int wharf_pool_reserve(wharf_pool *pool, size_t buf_bytes, size_t total_bytes, u
 	if (wh_pool_local(pool))
 		wh_pool_give_back(pool);
 	wh_pool_harvest(pool);
-	while ((have = count_runs(pool, class, n, flags)) < wanted) {
+	error = wh_pool_make_tables(pool);
+	while (!error && (have = count_runs(pool, class, n, flags)) < wanted) {
 		uint64_t bytes = (wanted - have) * wh_run_align(n) << wh_class_shift(class);
 		error = wh_pool_grow(pool, class, n, (size_t)bytes, pool->flags | flags, &slot);
 		if (error == -EAGAIN && wh_pool_make_room(pool, class, n, true))
-			continue;
-		if (error)
-			break;
+			error = 0;
 	}
 	wh_pool_unlock(pool);
 	return error == -EAGAIN ? -EMSGSIZE : error;
@@ -311,8 +349,8 @@ static uint64_t lent_bits(const struct wharf_pool *pool, unsigned slot, unsigned
 	uint64_t bits = 0;
 
 	for (uint64_t rest = pool->lease_map; rest; rest &= rest - 1) {
-		const struct wh_lease_slot *ls = &pool->leases[__builtin_ctzll(rest)]->slots[slot];
-		if (ls->lent)
+		const struct wh_lease_slot *ls = wh_lease_slot(pool->leases[__builtin_ctzll(rest)], slot);
+		if (ls && ls->lent)
 			bits |= atomic_load_explicit(&ls->lent[word], memory_order_relaxed);
 	}
 	return bits;
@@ -330,9 +368,9 @@ int wharf_pool_info(wharf_pool *pool, struct wharf_pool_info *ret_info)
 	wh_pool_harvest(pool);
 	info.bytes = pool->bytes;
 	info.bytes_max = pool->bytes_max;
-	for (unsigned i = 0; i < WH_SLOTS_MAX; i++) {
+	for (unsigned i = 0; i < pool->n_slots; i++) {
 		const struct wh_slot *s = pool->slots[i];
-		if (!s || !s->n_words)
+		if (!s->n_words)
 			continue;
 		info.segments++;
 		info.bytes_huge += s->segment.huge ? s->segment.bytes : 0;

@@ -91,7 +91,8 @@ bool wh_lease_shared(const struct wh_lease *lease);
 void wh_lease_limit(struct wh_lease *lease, uint64_t bytes);
 void wh_lease_forbid_huge(struct wh_lease *lease); /* in segments to come, if the pool is private */
 bool wh_lease_slot_huge(const struct wh_lease *lease, uint16_t slot);
-uint64_t wh_lease_slot_bytes(const struct wh_lease *lease, uint16_t slot); /* of its segment */
+/* Of its segment; 0 if the lease has none, whoever names it. */
+uint64_t wh_lease_slot_bytes(const struct wh_lease *lease, uint16_t slot);
 void wh_lease_set_peer(struct wh_lease *lease, uint32_t pid); /* for the inspector */
 uint64_t wh_lease_id(const struct wh_lease *lease);           /* its name in control memory */
 

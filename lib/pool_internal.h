@@ -6,7 +6,12 @@
  *   Words (free, counted, counts, lent, holders, release maps) are atomics. Claims change free words from any thread.
  *   Lent words are set by the lease's loop, and cleared by whoever harvests: the lease's loop at any time, other
  *   threads under the pool's lock. Everything about slots, leases and windows changes under the lock; a lease's fields
- *   change only on its loop's thread besides, which therefore reads them without it.
+ *   change only on its loop's thread besides, which therefore reads them without it. That goes for its table of slots,
+ *   too: other threads look into it under the lock only, and not beyond its end.
+ *
+ * Nothing before it is needed
+ *   Most ports are idle, and every port has a pool: so the tables of a pool are made by the first claim, those of a
+ *   lease by the first lend, the private words by the first claim of the loop that uses them.
  *
  * A claim pins its slot
  *   A slot is emptied by taking each of its words from "all free" to 0, which fails while a chunk is out. A stalled
@@ -38,7 +43,7 @@
 enum {
 	WH_CLASSES = 9,
 	WH_CLASS_LOCAL = WH_CONTROL_LOCALS, /* classes below have private words: chunks up to 16 KiB */
-	WH_LEASES_MAX = WH_CONTROL_LEASES,
+	WH_LEASES_MAX = WHARF_POOL_PORTS_MAX,
 	WH_PENDING_MAX = 128,
 	WH_MAP_WORDS = WH_SLOTS_MAX / 64,
 };
@@ -64,6 +69,8 @@ struct wh_slot {
 	uint8_t idle_laps;                 /* outside the window since, up to a few */
 	uint64_t idle_since_ns;
 	bool keep;                         /* asked for by wharf_pool_reserve: stays when idle */
+	uint32_t n_leases;                 /* that have used, pinned or announced it */
+	uint32_t n_pinned;
 	uint32_t n_chunks;
 	struct wh_segment segment;
 };
@@ -88,10 +95,19 @@ struct wh_pending {
 	uint64_t bits;
 };
 
+enum wh_lease_slot_flag {
+	WH_SLOT_USED = 1,        /* was lent from; hot.word is of one of those */
+	WH_SLOT_PINNED = 2,      /* its fds are in a frame */
+	WH_SLOT_KNOWN = 4,       /* as in hot.known */
+	WH_SLOT_RETIRE_SENT = 8,
+	WH_SLOT_KEPT = WH_SLOT_USED | WH_SLOT_PINNED | WH_SLOT_KNOWN, /* its memory stays while a lease has one of them */
+};
+
 struct wh_lease_slot {
 	_Atomic uint64_t *lent;            /* control memory; as long as the lease */
 	struct wh_release_map *map;
 	int release_fd;                    /* -1: none */
+	uint8_t flags;
 	_Atomic bool proven;               /* the peer has returned chunks of it: it has mapped it */
 };
 
@@ -114,24 +130,26 @@ struct wh_full_lease {
 	_Atomic uint64_t lent_bytes;       /* ever; written by the loop */
 	_Atomic uint64_t returned_here;    /* ever; by the loop without the lock: one writer at a time, as */
 	_Atomic uint64_t returned_bytes;   /* the rest, under the lock */
-	uint64_t pinned[WH_MAP_WORDS];     /* slots whose fds are in a frame */
-	uint64_t used[WH_MAP_WORDS];       /* slots that were lent from; hot.word is of one of them */
-	uint64_t retire_sent[WH_MAP_WORDS];
-	struct wh_pending pending[WH_PENDING_MAX];
-	struct wh_lease_slot slots[WH_SLOTS_MAX];
+	struct wh_pending *pending;        /* WH_PENDING_MAX; this and slots from the first lend on */
+	struct wh_lease_slot *slots;
+	uint32_t n_slots;                  /* of that table: a power of two; slots beyond it were never used */
+	_Atomic uint32_t *lent_positions;  /* of its lent words, for an inspector */
 };
 
 struct wharf_pool {
 	const void *_Atomic fast_loop;     /* local_loop, or &wh_nobody while somebody wants what is in private words */
-	struct wh_local *local;            /* control->local */
+	struct wh_local *local;            /* control->local; wh_no_local until the loop first claims */
 	const void *_Atomic local_loop;    /* whose thread has the private words; NULL: none has */
 	_Atomic uint32_t attention;
 	bool shared;
+	_Atomic bool grown;                /* classes and slots are there; without the lock, look here first */
 	struct wh_control_pool *control;
 	struct wh_full_lease *local_lease;
 	_Atomic uint64_t bytes_max;
-	struct wh_class classes[WH_CLASSES];
-	struct wh_slot *slots[WH_SLOTS_MAX]; /* made once, then there until the pool goes */
+	struct wh_class *classes;          /* WH_CLASSES */
+	struct wh_slot **slots;            /* WH_SLOTS_MAX; each made once, then there until the pool goes */
+	_Atomic uint32_t *slot_positions;  /* the same for an inspector */
+	uint32_t n_slots;                  /* made so far */
 
 	pthread_mutex_t lock;
 	pthread_cond_t kick_done;
@@ -157,9 +175,19 @@ static inline const struct wh_full_lease *wh_full_const(const struct wh_lease *l
 	return (const struct wh_full_lease *)lease;
 }
 
-static inline bool wh_map_has(const uint64_t *map, unsigned i) { return map[i / 64] >> (i % 64) & 1; }
-static inline void wh_map_set(uint64_t *map, unsigned i) { map[i / 64] |= UINT64_C(1) << (i % 64); }
-static inline void wh_map_clear(uint64_t *map, unsigned i) { map[i / 64] &= ~(UINT64_C(1) << (i % 64)); }
+/* What a lease has of a slot; NULL: it never used it. */
+static inline struct wh_lease_slot *wh_lease_slot(const struct wh_full_lease *lease, unsigned slot)
+{
+	return slot < lease->n_slots ? &lease->slots[slot] : NULL;
+}
+static inline bool wh_lease_slot_has(const struct wh_full_lease *lease, unsigned slot, unsigned flags)
+{
+	return slot < lease->n_slots && lease->slots[slot].flags & flags;
+}
+static inline bool wh_lease_has_map(const struct wh_full_lease *lease, unsigned slot)
+{
+	return slot < lease->n_slots && lease->slots[slot].map;
+}
 
 static inline unsigned wh_class_shift(unsigned class) { return WH_CHUNK_SHIFT_MIN + 2 * class; }
 
@@ -199,6 +227,7 @@ void wh_pool_unlock(struct wharf_pool *pool);
 void wh_pool_kick(struct wharf_pool *pool, struct wh_full_lease *lease);
 void wh_pool_run_kicks(struct wharf_pool *pool);
 void wh_pool_freed_slowly(struct wharf_pool *pool);
+int wh_pool_make_tables(struct wharf_pool *pool); /* under the lock: classes and slots. 0; -ENOMEM; -EMFILE */
 
 /*
  * After chunks were made free without the lock: waiters, owed ports, a dead slot or the end of the pool. The pool may
@@ -224,6 +253,7 @@ static inline bool wh_pool_local(const struct wharf_pool *pool)
 }
 
 extern const char wh_nobody; /* is no loop */
+extern const struct wh_local wh_no_local[WH_CLASS_LOCAL]; /* nothing is in them, and nothing is ever put there */
 
 /* The same, and nobody wants what is in them. */
 static inline bool wh_pool_fast(const struct wharf_pool *pool)
@@ -296,6 +326,8 @@ uint32_t wh_class_next(const struct wharf_pool *pool, const struct wh_class *cla
 
 /* Under the lock: descriptors of slots that the peer has mapped. */
 void wh_lease_close_fds(struct wh_full_lease *lease);
+void wh_lease_slot_set(struct wh_full_lease *lease, unsigned slot, unsigned flags);   /* of a slot that it uses */
+void wh_lease_slot_clear(struct wh_full_lease *lease, unsigned slot, unsigned flags);
 
 /* ---- lease.c ---- */
 

@@ -16,11 +16,11 @@
 
 #include "pool_internal.h"
 
-static bool mark(struct wharf_pool *pool, struct wh_full_lease *lease)
+static bool mark(struct wh_full_lease *lease)
 {
 	if (lease->wanted)
 		return false;
-	for (unsigned i = 0; i < pool->control->n_slots; i++) {
+	for (unsigned i = 0; i < lease->n_slots; i++) {
 		struct wh_release_map *map = lease->slots[i].map;
 		if (map && !atomic_load_explicit(&map->wanted, memory_order_relaxed))
 			atomic_store_explicit(&map->wanted, 1, memory_order_seq_cst);
@@ -35,7 +35,7 @@ bool wh_pool_want(struct wharf_pool *pool, uint32_t attention)
 
 	atomic_store_explicit(&pool->fast_loop, &wh_nobody, memory_order_seq_cst);
 	for (uint64_t rest = pool->lease_map; rest; rest &= rest - 1)
-		changed |= mark(pool, pool->leases[__builtin_ctzll(rest)]);
+		changed |= mark(pool->leases[__builtin_ctzll(rest)]);
 	if (!wh_pool_local(pool) && pool->local_lease && !wh_pool_local_idle(pool))
 		wh_pool_kick(pool, pool->local_lease);
 	return changed;
@@ -48,7 +48,7 @@ void wh_pool_unwant(struct wharf_pool *pool)
 
 	for (uint64_t rest = pool->lease_map; rest; rest &= rest - 1)
 		owed |= pool->leases[__builtin_ctzll(rest)]->owed;
-	for (unsigned c = 0; c < WH_CLASSES; c++)
+	for (unsigned c = 0; pool->classes && c < WH_CLASSES; c++)
 		if (!(owed >> c & 1))
 			pool->classes[c].failed = 0;
 	if (!owed)
@@ -64,7 +64,7 @@ void wh_pool_unwant(struct wharf_pool *pool)
 	/* A mark that is left costs its peer a frame for nothing. */
 	for (uint64_t rest = pool->lease_map; rest; rest &= rest - 1) {
 		struct wh_full_lease *lease = pool->leases[__builtin_ctzll(rest)];
-		for (unsigned i = 0; lease->wanted && i < pool->control->n_slots; i++)
+		for (unsigned i = 0; lease->wanted && i < lease->n_slots; i++)
 			if (lease->slots[i].map)
 				atomic_store_explicit(&lease->slots[i].map->wanted, 0, memory_order_relaxed);
 		lease->wanted = false;
@@ -86,7 +86,7 @@ static bool would_succeed(struct wharf_pool *pool, struct wh_full_lease *lease)
 {
 	bool any = false;
 
-	for (unsigned c = 0; c < WH_CLASSES; c++) {
+	for (unsigned c = 0; lease->owed >> c; c++) {
 		unsigned n = pool->classes[c].failed;
 		if (!(lease->owed >> c & 1) || !(wh_pool_has_run(pool, c, n) || wh_pool_make_room(pool, c, n, false)))
 			continue;

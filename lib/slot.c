@@ -53,10 +53,10 @@ int wh_slot_count(struct wh_slot *s)
 /* A slot without memory, or WH_SLOTS_MAX. */
 static unsigned find_empty(const struct wharf_pool *pool)
 {
-	for (unsigned i = 0; i < WH_SLOTS_MAX; i++)
-		if (!pool->slots[i] || wh_slot_state(pool->slots[i]) == WH_SLOT_EMPTY)
+	for (unsigned i = 0; i < pool->n_slots; i++)
+		if (wh_slot_state(pool->slots[i]) == WH_SLOT_EMPTY)
 			return i;
-	return WH_SLOTS_MAX;
+	return pool->n_slots;
 }
 
 static int make_slot(struct wharf_pool *pool, unsigned index)
@@ -65,7 +65,7 @@ static int make_slot(struct wharf_pool *pool, unsigned index)
 	void *control;
 	int error;
 
-	if (pool->slots[index])
+	if (index < pool->n_slots)
 		return 0;
 	s = calloc(1, sizeof(*s));
 	if (!s)
@@ -78,10 +78,10 @@ static int make_slot(struct wharf_pool *pool, unsigned index)
 	s->control = control;
 	s->segment.fd = -1;
 	pool->slots[index] = s;
+	pool->n_slots = index + 1;
 	wh_control_change_begin();
-	atomic_store_explicit(&pool->control->slot[index], wh_control_position(control), memory_order_release);
-	if (index >= pool->control->n_slots)
-		pool->control->n_slots = index + 1;
+	atomic_store_explicit(&pool->slot_positions[index], wh_control_position(control), memory_order_release);
+	pool->control->n_slots = index + 1;
 	wh_control_change_end();
 	return 0;
 }
@@ -175,7 +175,7 @@ int wh_pool_grow(struct wharf_pool *pool, unsigned class, unsigned n, size_t byt
 	error = make_slot(pool, index);
 	if (!error)
 		error = make_memory(pool, index, class, bytes, flags);
-	if (error == -ENOMEM && bytes > least && pool->slots[index])
+	if (error == -ENOMEM && bytes > least && index < pool->n_slots)
 		error = make_memory(pool, index, class, least, flags);
 	if (!error)
 		*ret_slot = index;
@@ -240,14 +240,8 @@ void wh_slot_finish(struct wharf_pool *pool, unsigned slot)
 {
 	struct wh_slot *s = pool->slots[slot];
 
-	if (wh_slot_state(s) != WH_SLOT_RETIRING)
+	if (wh_slot_state(s) != WH_SLOT_RETIRING || s->n_leases)
 		return;
-	for (uint64_t rest = pool->lease_map; rest; rest &= rest - 1) {
-		struct wh_full_lease *lease = pool->leases[__builtin_ctzll(rest)];
-		if (wh_map_has(lease->hot.known, slot) || wh_map_has(lease->pinned, slot) ||
-		    wh_map_has(lease->used, slot))
-			return;
-	}
 	for (uint64_t rest = pool->lease_map; rest; rest &= rest - 1)
 		wh_lease_forget_slot(pool->leases[__builtin_ctzll(rest)], slot);
 	drop_memory(pool, s);
@@ -261,7 +255,7 @@ static void begin_retiring(struct wharf_pool *pool, unsigned slot)
 	atomic_fetch_add_explicit(&pool->n_retiring, 1, memory_order_seq_cst);
 	for (uint64_t rest = pool->lease_map; rest; rest &= rest - 1) {
 		struct wh_full_lease *lease = pool->leases[__builtin_ctzll(rest)];
-		if (wh_map_has(lease->hot.known, slot) || wh_map_has(lease->used, slot))
+		if (wh_lease_slot_has(lease, slot, WH_SLOT_KNOWN | WH_SLOT_USED))
 			wh_pool_kick(pool, lease);
 	}
 	wh_slot_finish(pool, slot);
@@ -269,10 +263,7 @@ static void begin_retiring(struct wharf_pool *pool, unsigned slot)
 
 bool wh_slot_retire(struct wharf_pool *pool, unsigned slot)
 {
-	for (uint64_t rest = pool->lease_map; rest; rest &= rest - 1)
-		if (wh_map_has(pool->leases[__builtin_ctzll(rest)]->pinned, slot))
-			return false;
-	if (!take_all(pool->slots[slot]))
+	if (pool->slots[slot]->n_pinned || !take_all(pool->slots[slot]))
 		return false;
 	leave_class(pool, slot);
 	begin_retiring(pool, slot);
@@ -293,8 +284,8 @@ void wh_pool_bury(struct wharf_pool *pool)
 
 	if (!(atomic_load_explicit(&pool->attention, memory_order_relaxed) & WH_DEAD))
 		return;
-	for (unsigned i = 0; i < WH_SLOTS_MAX; i++) {
-		if (!pool->slots[i] || wh_slot_state(pool->slots[i]) != WH_SLOT_DEAD)
+	for (unsigned i = 0; i < pool->n_slots; i++) {
+		if (wh_slot_state(pool->slots[i]) != WH_SLOT_DEAD)
 			continue;
 		if (take_all(pool->slots[i]))
 			begin_retiring(pool, i);
@@ -309,25 +300,13 @@ void wh_slot_free(struct wharf_pool *pool, unsigned slot)
 {
 	struct wh_slot *s = pool->slots[slot];
 
-	if (!s)
-		return;
 	if (s->n_words)
 		drop_memory(pool, s);
 	wh_control_free(s->control, sizeof(*s->control));
 	free(s);
-	pool->slots[slot] = NULL;
 }
 
 /* ---- Making room ---- */
-
-static bool known(const struct wharf_pool *pool, unsigned slot)
-{
-	for (uint64_t rest = pool->lease_map; rest; rest &= rest - 1)
-		if (wh_map_has(pool->leases[__builtin_ctzll(rest)]->hot.known, slot) ||
-		    wh_map_has(pool->leases[__builtin_ctzll(rest)]->used, slot))
-			return true;
-	return false;
-}
 
 /* Entirely free, everything harvested. */
 static bool idle(struct wharf_pool *pool, unsigned slot)
@@ -363,10 +342,8 @@ bool wh_pool_make_room(struct wharf_pool *pool, unsigned class, unsigned n, bool
 
 	if (enough(&now, least))
 		return true;
-	for (unsigned i = 0; i < WH_SLOTS_MAX; i++) {
+	for (unsigned i = 0; i < pool->n_slots; i++) {
 		struct wh_slot *s = pool->slots[i];
-		if (!s)
-			continue;
 		if (wh_slot_state(s) == WH_SLOT_RETIRING) {
 			add_room(&coming, s->segment.bytes);
 			add_room(&possible, s->segment.bytes);
@@ -382,9 +359,9 @@ bool wh_pool_make_room(struct wharf_pool *pool, unsigned class, unsigned n, bool
 		return false;
 	/* First those that no peer has mapped: their memory comes at once. */
 	for (int mapped = 0; mapped < 2; mapped++)
-		for (unsigned i = 0; i < WH_SLOTS_MAX && !enough(&coming, least); i++) {
+		for (unsigned i = 0; i < pool->n_slots && !enough(&coming, least); i++) {
 			struct wh_slot *s = pool->slots[i];
-			if (!s || wh_slot_state(s) != WH_SLOT_LIVE || known(pool, i) != mapped ||
+			if (wh_slot_state(s) != WH_SLOT_LIVE || (s->n_leases > 0) != mapped ||
 			    (for_more && s->class == class))
 				continue;
 			uint64_t bytes = s->segment.bytes;
