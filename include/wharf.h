@@ -213,7 +213,7 @@ struct wharf_pool_options {
 	const char *name;    /* up to 31 characters, copied; for the inspector */
 };
 
-enum { WHARF_POOL_PORTS_MAX = 64 };
+enum { WHARF_POOL_PORTS_MAX = 1024 };
 
 struct wharf_pool_info {
 	size_t size;             /* set by the caller; no more is written */

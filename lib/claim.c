@@ -413,6 +413,9 @@ int wh_pool_claim_locked(struct wharf_pool *pool, unsigned class, unsigned n, bo
 				goto found;
 			}
 		error = wh_pool_grow(pool, class, n, 0, pool->flags, &slot);
+		/* Before segments go: on the way, only the class was harvested. */
+		if (error == -EAGAIN && lease)
+			wh_pool_harvest(pool);
 		if (error && (error != -EAGAIN || !wh_pool_make_room(pool, class, n, false)))
 			return error;
 		/* A slot used again may lie inside the window. */
@@ -461,7 +464,7 @@ int wh_pool_claim(struct wharf_pool *pool, unsigned class, unsigned n, bool quie
 	if (local && wh_pool_wanted(pool))
 		pool->freed = true;
 	error = wh_pool_claim_locked(pool, class, n, local, ret_place);
-	if (error == -EAGAIN && !quietly && pool->lease_map) {
+	if (error == -EAGAIN && !quietly && pool->n_leases) {
 		if (wh_pool_want(pool, WH_FAILED))
 			error = wh_pool_claim_locked(pool, class, n, false, ret_place);
 		if (error == -EAGAIN)

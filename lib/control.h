@@ -20,14 +20,14 @@
  *    48  u64 bytes handed out so far 84   zero to 128                     1600
  *    56  zero to 4096
  *
- *   lease (struct wh_control_lease): 0 u64 id, never reused; 8 u32 peer's pid or 0; 12 u32 index in the pool; 16 u32 next
- *   lease, u32 previous; 24 u32 lent: n_lent of u32, for each slot 64 words or 0; 28 u32 n_lent; 32 zero to 64.
+ *   lease (struct wh_control_lease): 0 u64 id, never reused; 8 u32 peer's pid or 0; 12 u32 index in the pool; 16 u32
+ *   next lease, u32 previous; 24 u32 lent: n_lent of u32, for each slot 64 words or 0; 28 u32 n_lent; 32 zero to 64.
  *
  * A chunk c of a slot is bit c % 64 of word c / 64. Free: its bit is set in free[], or in local.bits of the word that
  * local.where names (a loop's thread has taken that word). Lent: its bit is set in a lease's words; the peer may have
  * released it already, which only the release map tells. Claimed otherwise. counted: several hold it, counts says how
- * many. holders: which of the leases 0 to 63 may have a bit in that word. Run info, at a run's first chunk: the turn in which it was
- * last lent (low half) and for which stream.
+ * many. holders: which of the leases 0 to 63 may have a bit in that word. Run info, at a run's first chunk: the turn in
+ * which it was last lent (low half) and for which stream.
  * A process that forked and goes on has a memfd of its own: compare pid and start time with the process looked at.
  */
 #ifndef WH_CONTROL_H

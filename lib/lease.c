@@ -12,6 +12,7 @@ enum {
 	CLOSE_FDS_TURNS = 16,  /* guessed, never tuned */
 	UPKEEP_TURNS = 1024,   /* guessed, never tuned */
 	SLOTS_FIRST = 16,      /* of a lease's table: one unit of control memory */
+	LEASES_FIRST = 8,      /* of a pool's table, once there are two */
 	LENT_BYTES = WH_SLOT_WORDS * sizeof(uint64_t),
 };
 
@@ -38,6 +39,63 @@ static int make(struct wharf_pool *pool, struct wh_full_lease **ret_lease)
 	return 0;
 }
 
+static int grow_leases(struct wharf_pool *pool)
+{
+	uint32_t size = pool->leases_size < LEASES_FIRST ? LEASES_FIRST : pool->leases_size * 2;
+	struct wh_full_lease **leases = calloc(size, sizeof(struct wh_full_lease *)), **had = pool->leases;
+
+	if (!leases)
+		return -ENOMEM;
+	memcpy(leases, had, pool->leases_size * sizeof(*leases));
+	pool->leases = leases;
+	pool->leases_size = size;
+	if (had != &pool->first_lease)
+		free(had);
+	return 0;
+}
+
+static int widen(struct wharf_pool *pool)
+{
+	for (unsigned i = 0; i < pool->n_slots; i++)
+		if (pool->slots[i]->n_words && wh_slot_widen(pool->slots[i], pool->slots[i]->n_words))
+			return -ENOMEM;
+	pool->wide = true;
+	return 0;
+}
+
+/* Under the lock. Finds the lowest free index: leases beyond the first 64 cost more. */
+static int join(struct wharf_pool *pool, struct wh_full_lease *lease)
+{
+	uint32_t index = 0;
+
+	if (!pool->shared && pool->n_leases)
+		return -EXDEV;
+	while (index < pool->leases_size && pool->leases[index])
+		index++;
+	if (index == WH_LEASES_MAX)
+		return -EUSERS;
+	if ((index == pool->leases_size && grow_leases(pool)) || (index >= 64 && !pool->wide && widen(pool)))
+		return -ENOMEM;
+	lease->index = index;
+	lease->control->index = index;
+	for (unsigned c = 0; pool->classes && c < WH_CLASSES; c++)
+		lease->told[c] = pool->classes[c].asked;
+	pool->leases[index] = lease;
+	pool->n_leases++;
+	pool->had_lease = true;
+	return 0;
+}
+
+static void leave(struct wharf_pool *pool, struct wh_full_lease *lease)
+{
+	for (unsigned c = 0; pool->classes && c < WH_CLASSES; c++)
+		pool->classes[c].n_owed -= lease->told[c] != pool->classes[c].asked;
+	pool->n_marked -= lease->wanted;
+	pool->leases[lease->index] = NULL;
+	pool->n_leases--;
+	wh_pool_forget_kick(pool, lease);
+}
+
 int wh_pool_attach(struct wharf_pool *pool, const void *loop_id, void (*kick)(void *owner), void *owner,
 	struct wh_lease **ret_lease)
 {
@@ -52,21 +110,13 @@ int wh_pool_attach(struct wharf_pool *pool, const void *loop_id, void (*kick)(vo
 	lease->kick = kick;
 	lease->owner = owner;
 	wh_pool_lock(pool);
-	if (!pool->shared && pool->lease_map)
-		error = -EXDEV;
-	else if (~pool->lease_map == 0)
-		error = -EUSERS;
+	error = join(pool, lease);
 	if (error) {
 		wh_pool_unlock(pool);
 		wh_control_free(lease->control, sizeof(*lease->control));
 		free(lease);
 		return error;
 	}
-	lease->index = (uint32_t)__builtin_ctzll(~pool->lease_map);
-	lease->control->index = lease->index;
-	pool->leases[lease->index] = lease;
-	pool->lease_map |= UINT64_C(1) << lease->index;
-	pool->had_lease = true;
 	wh_control_add_lease(pool->control, lease->control);
 	if (!pool->shared && loop_id) {
 		pool->local_lease = lease;
@@ -112,9 +162,8 @@ static void settle_slot(struct wh_full_lease *lease, unsigned slot)
 		uint64_t bits = atomic_exchange_explicit(&ls->lent[w], 0, memory_order_acq_rel);
 		if (bits)
 			wh_slot_put(s, w, bits);
-		if (pool->shared && s->n_words)
-			atomic_fetch_and_explicit(&s->control->holders[w], ~(UINT64_C(1) << lease->index),
-				memory_order_seq_cst);
+		if (pool->shared && w < s->n_words)
+			wh_holders_remove(s, w, lease->index);
 	}
 	wh_lease_forget_slot(lease, slot);
 	wh_lease_slot_clear(lease, slot, WH_SLOT_KEPT);
@@ -149,8 +198,7 @@ void wh_lease_detach(struct wh_lease *hot)
 	}
 	for (unsigned i = 0; i < lease->n_slots; i++)
 		settle_slot(lease, i);
-	pool->lease_map &= ~(UINT64_C(1) << lease->index);
-	pool->leases[lease->index] = NULL;
+	leave(pool, lease);
 	wh_control_remove_lease(pool->control, lease->control);
 	for (unsigned i = 0; i < pool->n_slots; i++)
 		wh_slot_finish(pool, i);
@@ -204,13 +252,8 @@ static void publish(struct wh_full_lease *lease, unsigned n)
 			memory_order_seq_cst);
 		wh_assert_full(!(old & p->bits));
 		(void)old;
-		if (pool->shared) {
-			/* After the lent bits: whoever clears our bit looks at them once more. */
-			_Atomic uint64_t *holders = &pool->slots[p->slot]->control->holders[p->word];
-			uint64_t mine = UINT64_C(1) << lease->index;
-			if (!(atomic_load_explicit(holders, memory_order_seq_cst) & mine))
-				atomic_fetch_or_explicit(holders, mine, memory_order_seq_cst);
-		}
+		if (pool->shared)
+			wh_holders_add(pool->slots[p->slot], p->word, lease->index);
 	}
 	lease->hot.n_pending -= n;
 	lease->n_held -= n < lease->n_held ? n : lease->n_held;
@@ -412,7 +455,7 @@ void wh_lease_drop(struct wh_lease *hot, const struct wh_run *run)
 	wh_pool_freed(lease->pool);
 }
 
-/* ---- Harvesting ---- */
+/* ---- Its turns ---- */
 
 void wh_lease_poison(struct wh_full_lease *lease)
 {
@@ -423,66 +466,6 @@ void wh_lease_poison(struct wh_full_lease *lease)
 bool wh_lease_poisoned(const struct wh_lease *lease)
 {
 	return atomic_load_explicit(&wh_full_const(lease)->poisoned, memory_order_relaxed);
-}
-
-static uint64_t harvest_word(struct wh_full_lease *lease, unsigned slot, unsigned word)
-{
-	struct wharf_pool *pool = lease->pool;
-	struct wh_slot *s = pool->slots[slot];
-	uint64_t bits = wh_lease_harvest_word(lease, slot, word, &lease->returned_bytes);
-
-	if (bits) {
-		wh_word_free(&s->control->free[word], bits);
-		pool->freed = true;
-	}
-	return bits;
-}
-
-void wh_slot_harvest(struct wharf_pool *pool, unsigned slot)
-{
-	struct wh_slot *s = pool->slots[slot];
-
-	for (unsigned w = 0; w < s->n_words; w++) {
-		uint64_t rest = pool->lease_map;
-		if (pool->shared)
-			rest &= atomic_load_explicit(&s->control->holders[w], memory_order_seq_cst);
-		for (; rest; rest &= rest - 1) {
-			struct wh_full_lease *lease = pool->leases[__builtin_ctzll(rest)];
-			if (!wh_lease_has_map(lease, slot))
-				continue;
-			harvest_word(lease, slot, w);
-			if (!pool->shared || atomic_load_explicit(&lease->slots[slot].lent[w], memory_order_seq_cst))
-				continue;
-			uint64_t mine = UINT64_C(1) << lease->index;
-			atomic_fetch_and_explicit(&s->control->holders[w], ~mine, memory_order_seq_cst);
-			/* Its loop may have lent in between, and seen our bit still there. */
-			if (atomic_load_explicit(&lease->slots[slot].lent[w], memory_order_seq_cst))
-				atomic_fetch_or_explicit(&s->control->holders[w], mine, memory_order_seq_cst);
-		}
-	}
-}
-
-void wh_pool_harvest(struct wharf_pool *pool)
-{
-	for (unsigned i = 0; i < pool->n_slots; i++)
-		wh_slot_harvest(pool, i);
-}
-
-int64_t wh_lease_harvest(struct wh_lease *hot)
-{
-	struct wh_full_lease *lease = wh_full(hot);
-	struct wharf_pool *pool = lease->pool;
-	uint64_t bytes = 0;
-
-	wh_pool_lock(pool);
-	for (unsigned i = 0; i < lease->n_slots; i++) {
-		if (!lease->slots[i].map)
-			continue;
-		for (unsigned w = 0; w < pool->slots[i]->n_words; w++)
-			bytes += bytes_of(lease, i, harvest_word(lease, i, w));
-	}
-	wh_pool_unlock(pool);
-	return wh_lease_poisoned(hot) ? -EPROTO : (int64_t)bytes;
 }
 
 void wh_lease_turn(struct wh_lease *hot, uint32_t turn)
@@ -506,7 +489,11 @@ void wh_lease_turn(struct wh_lease *hot, uint32_t turn)
 	}
 	if (upkeep) {
 		lease->upkeep_turn = turn;
-		wh_pool_upkeep(pool);
+		/* As often as if there were one lease. */
+		if (++pool->upkeeps >= pool->n_leases) {
+			pool->upkeeps = 0;
+			wh_pool_upkeep(pool);
+		}
 	}
 	wh_pool_unlock(pool);
 }

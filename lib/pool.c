@@ -13,6 +13,7 @@
 #include "options.h"
 #include "pool_internal.h"
 
+enum { KICKS_AT_ONCE = 64 };
 #define DEFAULT_BYTES_MAX (UINT64_C(64) << 20)
 #define BYTES_MAX_MAX (UINT64_C(1) << 46)
 
@@ -37,45 +38,83 @@ void wh_pool_restart(void)
 
 void wh_pool_lock(struct wharf_pool *pool) { pthread_mutex_lock(&pool->lock); }
 
+static void push_kick(struct wharf_pool *pool, struct wh_full_lease *lease)
+{
+	struct wh_full_lease *first = atomic_load_explicit(&pool->kicks, memory_order_relaxed);
+
+	do
+		lease->next_kick = first;
+	while (!atomic_compare_exchange_weak_explicit(&pool->kicks, &first, lease, memory_order_release,
+		memory_order_relaxed));
+}
+
 void wh_pool_kick(struct wharf_pool *pool, struct wh_full_lease *lease)
 {
-	if (!atomic_exchange_explicit(&lease->kicked, true, memory_order_seq_cst))
-		atomic_fetch_or_explicit(&pool->kicks, UINT64_C(1) << lease->index, memory_order_relaxed);
+	if (!atomic_exchange_explicit(&lease->kicked, true, memory_order_seq_cst) &&
+	    !atomic_exchange_explicit(&lease->queued, true, memory_order_acq_rel))
+		push_kick(pool, lease);
+}
+
+/* The lock keeps whoever pops alone, so what is first stays what it is until it is popped. */
+static struct wh_full_lease *pop_kick(struct wharf_pool *pool)
+{
+	struct wh_full_lease *first = atomic_load_explicit(&pool->kicks, memory_order_acquire);
+
+	while (first && !atomic_compare_exchange_weak_explicit(&pool->kicks, &first, first->next_kick,
+		memory_order_acquire, memory_order_acquire))
+		;
+	if (first)
+		atomic_store_explicit(&first->queued, false, memory_order_release);
+	return first;
+}
+
+void wh_pool_forget_kick(struct wharf_pool *pool, struct wh_full_lease *lease)
+{
+	struct wh_full_lease *rest, *next;
+
+	if (!atomic_load_explicit(&lease->queued, memory_order_relaxed))
+		return;
+	rest = atomic_exchange_explicit(&pool->kicks, NULL, memory_order_acquire);
+	for (; rest; rest = next) {
+		next = rest->next_kick;
+		if (rest != lease)
+			push_kick(pool, rest);
+	}
 }
 
 void wh_pool_run_kicks(struct wharf_pool *pool)
 {
-	struct wh_full_lease *leases[WH_LEASES_MAX];
-	unsigned n = 0;
+	struct wh_full_lease *leases[KICKS_AT_ONCE];
+	unsigned n;
 
 	if (wh_likely(!atomic_load_explicit(&pool->kicks, memory_order_relaxed)))
 		return;
 	pthread_mutex_lock(&pool->lock);
-	uint64_t rest = atomic_exchange_explicit(&pool->kicks, 0, memory_order_relaxed) & pool->lease_map;
-	for (; rest; rest &= rest - 1) {
-		leases[n] = pool->leases[__builtin_ctzll(rest)];
-		leases[n++]->kicks++;
+	for (;;) {
+		for (n = 0; n < KICKS_AT_ONCE && (leases[n] = pop_kick(pool)); n++)
+			leases[n]->kicks++;
+		if (!n)
+			break;
+		pthread_mutex_unlock(&pool->lock);
+		for (unsigned i = 0; i < n; i++)
+			leases[i]->kick(leases[i]->owner);
+		pthread_mutex_lock(&pool->lock);
+		for (unsigned i = 0; i < n; i++)
+			leases[i]->kicks--;
+		pthread_cond_broadcast(&pool->kick_done);
 	}
-	pthread_mutex_unlock(&pool->lock);
-	for (unsigned i = 0; i < n; i++)
-		leases[i]->kick(leases[i]->owner);
-	pthread_mutex_lock(&pool->lock);
-	for (unsigned i = 0; i < n; i++)
-		leases[i]->kicks--;
-	pthread_cond_broadcast(&pool->kick_done);
 	pthread_mutex_unlock(&pool->lock);
 }
 
 void wh_pool_unlock(struct wharf_pool *pool)
 {
-	bool wake = pool->freed && pool->n_waiters;
+	bool wake;
 
+	if (pool->freed && atomic_load_explicit(&pool->attention, memory_order_relaxed) & WH_FAILED)
+		wh_pool_tell(pool);
+	wake = pool->freed && pool->n_waiters;
 	if (wake)
 		atomic_fetch_add_explicit(&pool->sequence, 1, memory_order_relaxed);
-	if (pool->freed && atomic_load_explicit(&pool->attention, memory_order_relaxed) & WH_FAILED)
-		for (uint64_t rest = pool->lease_map; rest; rest &= rest - 1)
-			if (pool->leases[__builtin_ctzll(rest)]->owed)
-				wh_pool_kick(pool, pool->leases[__builtin_ctzll(rest)]);
 	pool->freed = false;
 	pthread_mutex_unlock(&pool->lock);
 	/* All of them: they wait for different lengths. */
@@ -90,14 +129,15 @@ void wh_pool_unlock(struct wharf_pool *pool)
 static void in_child(struct wh_fork_hook *hook)
 {
 	struct wharf_pool *pool = wh_container_of(hook, struct wharf_pool, fork_hook);
+	struct wh_full_lease *lease;
 
 	for (unsigned i = 0; i < pool->n_slots; i++)
 		if (pool->slots[i]->segment.fd >= 0)
 			close(pool->slots[i]->segment.fd);
-	for (unsigned k = 0; k < WH_LEASES_MAX; k++)
-		for (unsigned i = 0; pool->leases[k] && i < pool->leases[k]->n_slots; i++)
-			if (pool->leases[k]->slots[i].release_fd >= 0)
-				close(pool->leases[k]->slots[i].release_fd);
+	for (uint32_t at = 0; (lease = wh_pool_next_lease(pool, &at));)
+		for (unsigned i = 0; i < lease->n_slots; i++)
+			if (lease->slots[i].release_fd >= 0)
+				close(lease->slots[i].release_fd);
 }
 
 static struct wharf_pool *take_memory(void)
@@ -164,6 +204,8 @@ static void free_tables(struct wharf_pool *pool)
 	pool->slots = NULL;
 	pool->slot_positions = NULL;
 	atomic_store_explicit(&pool->grown, false, memory_order_relaxed);
+	if (pool->leases != &pool->first_lease)
+		free(pool->leases);
 	if (pool->control->local)
 		wh_control_free(pool->local, WH_CLASS_LOCAL * sizeof(*pool->local));
 }
@@ -280,7 +322,10 @@ int wharf_pool_new(const struct wharf_pool_options *options, wharf_pool **ret_po
 	pool->flags = o.flags;
 	pool->bytes_max = round_bytes_max(o.bytes_max ? o.bytes_max : DEFAULT_BYTES_MAX);
 	pool->bytes = 0;
-	pool->freed = pool->had_lease = false;
+	pool->freed = pool->had_lease = pool->wide = false;
+	pool->first_lease = NULL;
+	pool->leases = &pool->first_lease;
+	pool->leases_size = 1;
 	atomic_store_explicit(&pool->refs, 1, memory_order_relaxed);
 	pool->control->flags = o.shared;
 	pool->control->bytes_max = pool->bytes_max;
@@ -343,19 +388,6 @@ int wharf_pool_reserve(wharf_pool *pool, size_t buf_bytes, size_t total_bytes, u
 	return error == -EAGAIN ? -EMSGSIZE : error;
 }
 
-/* Chunks of a word that a peer has, whichever. */
-static uint64_t lent_bits(const struct wharf_pool *pool, unsigned slot, unsigned word)
-{
-	uint64_t bits = 0;
-
-	for (uint64_t rest = pool->lease_map; rest; rest &= rest - 1) {
-		const struct wh_lease_slot *ls = wh_lease_slot(pool->leases[__builtin_ctzll(rest)], slot);
-		if (ls && ls->lent)
-			bits |= atomic_load_explicit(&ls->lent[word], memory_order_relaxed);
-	}
-	return bits;
-}
-
 int wharf_pool_info(wharf_pool *pool, struct wharf_pool_info *ret_info)
 {
 	struct wharf_pool_info info = { .size = 0 };
@@ -379,7 +411,7 @@ int wharf_pool_info(wharf_pool *pool, struct wharf_pool_info *ret_info)
 			if (wh_slot_state(s) == WH_SLOT_LIVE)
 				info.bytes_free += (uint64_t)wh_bits_count(atomic_load_explicit(&s->control->free[w],
 					memory_order_relaxed)) << wh_class_shift(s->class);
-			info.bytes_lent += (uint64_t)wh_bits_count(lent_bits(pool, i, w)) << wh_class_shift(s->class);
+			info.bytes_lent += (uint64_t)wh_bits_count(wh_slot_lent(pool, i, w)) << wh_class_shift(s->class);
 		}
 	}
 	for (unsigned c = 0; c < WH_CLASS_LOCAL; c++)

@@ -68,7 +68,7 @@ struct wh_announcement {
  * call wh_pool_room, wh_lease_poisoned and wh_lease_next_retire: it must be cheap, idempotent and must not call back.
  * It is not called any more once wh_lease_detach has returned. loop_id: what wh_current_loop is on the thread of the
  * loop that runs the port: that thread may use the pool's private words if the pool is not shared.
- * 0; -ECHILD; -EXDEV: private and joined now; -ENOMEM; -EMFILE; -EUSERS: 64 leases.
+ * 0; -ECHILD; -EXDEV: private and joined now; -ENOMEM; -EMFILE; -EUSERS: WHARF_POOL_PORTS_MAX leases.
  */
 int wh_pool_attach(struct wharf_pool *pool, const void *loop_id, void (*kick)(void *owner), void *owner,
 	struct wh_lease **ret_lease);

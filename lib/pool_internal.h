@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * What the files of the pool share: slot.c (segments), claim.c, room.c (waiting), lease.c, pool.c and buf.c.
+ * What the files of the pool share: slot.c (segments), claim.c, room.c (waiting), lease.c, harvest.c, pool.c and buf.c.
  *
  * Who may touch what
  *   Words (free, counted, counts, lent, holders, release maps) are atomics. Claims change free words from any thread.
@@ -17,6 +17,17 @@
  *   A slot is emptied by taking each of its words from "all free" to 0, which fails while a chunk is out. A stalled
  *   claimer finds 0 then, or a later incarnation's bits: so the slot's class is looked at after the claim. Slots'
  *   control words live as long as the pool.
+ *
+ * Who may hold chunks of a word
+ *   Bit i of holders[w] names lease i below 64. The others are in groups of 64, in `wide`: WH_GROUPS words for each
+ *   w, of which word g is for group g, and word 0 is a summary: bit g says that word g may have bits. A pool that never
+ *   had that many leases has no `wide`. A bit too many costs a look; a bit too few would lose chunks.
+ *   Whoever lends sets the lent bits, then looks at its holder bit, then at the summary's, and sets what is not set.
+ *   Only the harvester clears, and the lock keeps it alone: a holder bit, after which it looks at the lent bits; a
+ *   summary bit, after which it looks at the group's word; and sets it again if there is something. All of it is
+ *   sequentially consistent. A lender that found a bit set did so before it was cleared, with what is below that bit
+ *   there already: so the harvester's second look sees it. A lender that found it cleared sets it. And what the
+ *   harvester itself sets again at one level it sets before it looks there on behalf of the level above.
  *
  * Private words
  *   If a pool is not shared, its port's loop takes whole words of the small classes with one exchange (pool->local) and
@@ -46,6 +57,7 @@ enum {
 	WH_LEASES_MAX = WHARF_POOL_PORTS_MAX,
 	WH_PENDING_MAX = 128,
 	WH_MAP_WORDS = WH_SLOTS_MAX / 64,
+	WH_GROUPS = WH_LEASES_MAX / 64,
 };
 #define WH_SIZE_MAX ((size_t)64 << WH_CHUNK_SHIFT_MAX)
 
@@ -71,6 +83,7 @@ struct wh_slot {
 	bool keep;                         /* asked for by wharf_pool_reserve: stays when idle */
 	uint32_t n_leases;                 /* that have used, pinned or announced it */
 	uint32_t n_pinned;
+	_Atomic uint64_t *wide;            /* holders among the leases from 64 on; goes with the memory */
 	uint32_t n_chunks;
 	struct wh_segment segment;
 };
@@ -81,6 +94,8 @@ struct wh_class {
 	_Atomic uint32_t window;           /* end, exclusive */
 	uint64_t bytes;                    /* in segments */
 	uint8_t failed;                    /* smallest run that could not be claimed; 0: none */
+	uint32_t n_owed;                   /* leases that are to be told when it can */
+	uint64_t asked;                    /* goes up when all of them are to be told: see wh_lease_owed */
 	/* The private word's loop. */
 	uint32_t at;                       /* the word it has, or had */
 	bool again;                        /* look at that word once more before the next */
@@ -120,11 +135,13 @@ struct wh_full_lease {
 	void *owner;
 	_Atomic bool kicked;               /* and neither wh_pool_room nor wh_lease_next_retire was called since */
 	_Atomic bool poisoned;
-	bool wanted;                       /* every release map is marked */
+	bool wanted;                       /* every release map is marked; counted in pool->n_marked */
 	bool held;                         /* wh_lease_hold */
 	uint32_t n_held;                   /* pending entries older than it */
 	uint32_t kicks;                    /* threads inside kick */
-	uint16_t owed;                     /* classes whose failed claims this port will be told of */
+	_Atomic bool queued;               /* in pool->kicks */
+	struct wh_full_lease *next_kick;
+	uint64_t told[WH_CLASSES];         /* the port was told of the claims that failed up to this one's class->asked */
 	uint16_t open_fds;                 /* slots with a release fd */
 	uint32_t closed_turn, upkeep_turn; /* when these were last seen to */
 	_Atomic uint64_t lent_bytes;       /* ever; written by the loop */
@@ -155,15 +172,21 @@ struct wharf_pool {
 	pthread_cond_t kick_done;
 	_Atomic uint32_t refs;
 	_Atomic uint32_t sequence;         /* futex: changes when waiters ought to look */
-	_Atomic uint64_t kicks;            /* leases to kick when the lock is dropped */
+	struct wh_full_lease *_Atomic kicks; /* when the lock is dropped; pushed by anybody, popped under it */
 	_Atomic uint32_t n_retiring;
 	uint32_t n_waiters;
 	uint32_t flags;                    /* WHARF_PREFAULT, WHARF_HUGE */
 	bool freed;                        /* under this lock chunks became free, or room */
 	bool had_lease;
 	uint64_t bytes;                    /* in segments */
-	uint64_t lease_map;
-	struct wh_full_lease *leases[WH_LEASES_MAX];
+	struct wh_full_lease **leases;     /* by index, with gaps; a private pool's only one is leases[0] */
+	struct wh_full_lease *first_lease; /* what that points to while there is one */
+	uint32_t leases_size;
+	uint32_t n_leases;
+	uint32_t n_marked;                 /* leases with `wanted` */
+	bool marked;                       /* for waiters, not only for those who watch */
+	bool wide;                         /* slots with memory have `wide` */
+	uint32_t upkeeps;                  /* asked for since the last */
 	struct wh_fork_hook fork_hook;
 	char name[32];
 	struct wharf_pool *next_spare;
@@ -173,6 +196,35 @@ static inline struct wh_full_lease *wh_full(struct wh_lease *lease) { return (st
 static inline const struct wh_full_lease *wh_full_const(const struct wh_lease *lease)
 {
 	return (const struct wh_full_lease *)lease;
+}
+
+/* The lease at *at or the next one after, with *at moved behind it; NULL: no more. Under the lock. */
+static inline struct wh_full_lease *wh_pool_next_lease(const struct wharf_pool *pool, uint32_t *at)
+{
+	while (*at < pool->leases_size) {
+		struct wh_full_lease *lease = pool->leases[(*at)++];
+		if (lease)
+			return lease;
+	}
+	return NULL;
+}
+
+static inline void wh_holder_set(_Atomic uint64_t *word, unsigned bit)
+{
+	if (!(atomic_load_explicit(word, memory_order_seq_cst) >> bit & 1))
+		atomic_fetch_or_explicit(word, UINT64_C(1) << bit, memory_order_seq_cst);
+}
+
+/* After the lent bits: whoever clears a lease's bit looks at them once more. */
+static inline void wh_holders_add(struct wh_slot *s, unsigned word, uint32_t index)
+{
+	if (wh_likely(index < 64)) {
+		wh_holder_set(&s->control->holders[word], index);
+		return;
+	}
+	_Atomic uint64_t *wide = s->wide + (size_t)word * WH_GROUPS;
+	wh_holder_set(&wide[index / 64], index % 64);
+	wh_holder_set(&wide[0], index / 64);
 }
 
 /* What a lease has of a slot; NULL: it never used it. */
@@ -226,6 +278,8 @@ void wh_pool_unlock(struct wharf_pool *pool);
 /* Takes effect when the lock is dropped, or with wh_pool_run_kicks. */
 void wh_pool_kick(struct wharf_pool *pool, struct wh_full_lease *lease);
 void wh_pool_run_kicks(struct wharf_pool *pool);
+/* Under the lock, when nobody finds the lease any more. */
+void wh_pool_forget_kick(struct wharf_pool *pool, struct wh_full_lease *lease);
 void wh_pool_freed_slowly(struct wharf_pool *pool);
 int wh_pool_make_tables(struct wharf_pool *pool); /* under the lock: classes and slots. 0; -ENOMEM; -EMFILE */
 
@@ -291,9 +345,9 @@ int wh_slot_count(struct wh_slot *s);                        /* makes counts. 0;
 int wh_pool_grow(struct wharf_pool *pool, unsigned class, unsigned n, size_t bytes_wanted, uint32_t flags,
 	unsigned *ret_slot);
 /*
- * After everything was looked through in vain: harvests all, and begins to retire idle segments. True: worth another
- * try, because it could grow now, or because the run has come back meanwhile. for_more: the runs that the class has
- * do not help, and stay.
+ * After everything was harvested and looked through in vain: begins to retire idle segments. True: worth another try,
+ * because it could grow now, or because the run has come back meanwhile. for_more: the runs that the class has do not
+ * help, and stay.
  */
 bool wh_pool_make_room(struct wharf_pool *pool, unsigned class, unsigned n, bool for_more);
 
@@ -332,6 +386,10 @@ void wh_lease_slot_clear(struct wh_full_lease *lease, unsigned slot, unsigned fl
 /* ---- lease.c ---- */
 
 void wh_lease_poison(struct wh_full_lease *lease);
+void wh_lease_forget_slot(struct wh_full_lease *lease, unsigned slot);
+
+/* ---- harvest.c ---- */
+
 /* A counter with one writer at a time. */
 static inline void wh_lease_add(_Atomic uint64_t *counter, uint64_t bytes)
 {
@@ -340,7 +398,12 @@ static inline void wh_lease_add(_Atomic uint64_t *counter, uint64_t bytes)
 }
 void wh_pool_harvest(struct wharf_pool *pool);          /* under the lock: all leases, everything */
 void wh_slot_harvest(struct wharf_pool *pool, unsigned slot); /* under the lock: all leases, one slot */
-void wh_lease_forget_slot(struct wh_full_lease *lease, unsigned slot);
+uint64_t wh_lease_harvest_all(struct wh_full_lease *lease);   /* under the lock; bytes freed */
+/* Under the lock: chunks of a word that a peer has, whichever. */
+uint64_t wh_slot_lent(const struct wharf_pool *pool, unsigned slot, unsigned word);
+int wh_slot_widen(struct wh_slot *s, uint32_t n_words); /* makes `wide`, if there is none. 0; -ENOMEM */
+void wh_slot_narrow(struct wh_slot *s);
+void wh_holders_remove(struct wh_slot *s, unsigned word, uint32_t index); /* under the lock */
 
 /*
  * Takes back what the peer has released of one word: returns the chunks that nobody holds any more, now the caller's
@@ -377,6 +440,10 @@ static inline uint64_t wh_lease_harvest_word(struct wh_full_lease *lease, unsign
 bool wh_pool_want(struct wharf_pool *pool, uint32_t attention);
 void wh_pool_unwant(struct wharf_pool *pool);           /* if nobody wants any more */
 void wh_pool_owe(struct wharf_pool *pool, unsigned class, unsigned n);
+/* A bit for each class of whose failed claims it will be told. */
+uint32_t wh_lease_owed(const struct wh_full_lease *lease);
+/* After chunks became free: kicks the leases that are owed room, if there may be. */
+void wh_pool_tell(struct wharf_pool *pool);
 int wh_pool_claim_wait(struct wharf_pool *pool, unsigned class, unsigned n, int64_t timeout_ns, uint64_t *ret_place);
 
 #endif

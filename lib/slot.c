@@ -102,8 +102,11 @@ static int make_memory(struct wharf_pool *pool, unsigned index, unsigned class, 
 	error = wh_control_alloc(n_words * WH_WORD_CHUNKS * sizeof(uint64_t), &info);
 	if (error)
 		return error;
-	error = wh_segment_open(pool->name, index, bytes, flags, &s->segment);
+	error = pool->wide ? wh_slot_widen(s, n_words) : 0;
+	if (!error)
+		error = wh_segment_open(pool->name, index, bytes, flags, &s->segment);
 	if (error) {
+		wh_slot_narrow(s);
 		wh_control_free(info, n_words * WH_WORD_CHUNKS * sizeof(uint64_t));
 		return error;
 	}
@@ -229,6 +232,7 @@ static void drop_memory(struct wharf_pool *pool, struct wh_slot *s)
 	wh_control_change_end();
 	wh_control_free((void *)s->info, s->n_words * WH_WORD_CHUNKS * sizeof(uint64_t));
 	wh_control_free(counts, s->n_chunks * sizeof(uint16_t));
+	wh_slot_narrow(s);
 	wh_segment_close(&s->segment);
 	atomic_store_explicit(&s->n_words, 0, memory_order_relaxed);
 	atomic_store_explicit(&s->counts, NULL, memory_order_relaxed);
@@ -239,11 +243,12 @@ static void drop_memory(struct wharf_pool *pool, struct wh_slot *s)
 void wh_slot_finish(struct wharf_pool *pool, unsigned slot)
 {
 	struct wh_slot *s = pool->slots[slot];
+	struct wh_full_lease *lease;
 
 	if (wh_slot_state(s) != WH_SLOT_RETIRING || s->n_leases)
 		return;
-	for (uint64_t rest = pool->lease_map; rest; rest &= rest - 1)
-		wh_lease_forget_slot(pool->leases[__builtin_ctzll(rest)], slot);
+	for (uint32_t at = 0; (lease = wh_pool_next_lease(pool, &at));)
+		wh_lease_forget_slot(lease, slot);
 	drop_memory(pool, s);
 	atomic_fetch_sub_explicit(&pool->n_retiring, 1, memory_order_relaxed);
 	pool->freed = true;
@@ -251,13 +256,13 @@ void wh_slot_finish(struct wharf_pool *pool, unsigned slot)
 
 static void begin_retiring(struct wharf_pool *pool, unsigned slot)
 {
+	struct wh_full_lease *lease;
+
 	set_state(pool->slots[slot], WH_SLOT_RETIRING);
 	atomic_fetch_add_explicit(&pool->n_retiring, 1, memory_order_seq_cst);
-	for (uint64_t rest = pool->lease_map; rest; rest &= rest - 1) {
-		struct wh_full_lease *lease = pool->leases[__builtin_ctzll(rest)];
+	for (uint32_t at = 0; (lease = wh_pool_next_lease(pool, &at));)
 		if (wh_lease_slot_has(lease, slot, WH_SLOT_KNOWN | WH_SLOT_USED))
 			wh_pool_kick(pool, lease);
-	}
 	wh_slot_finish(pool, slot);
 }
 
@@ -308,14 +313,7 @@ void wh_slot_free(struct wharf_pool *pool, unsigned slot)
 
 /* ---- Making room ---- */
 
-/* Entirely free, everything harvested. */
-static bool idle(struct wharf_pool *pool, unsigned slot)
-{
-	if (wh_slot_state(pool->slots[slot]) != WH_SLOT_LIVE)
-		return false;
-	wh_slot_harvest(pool, slot);
-	return wh_slot_all_free(pool->slots[slot]);
-}
+static bool idle(const struct wh_slot *s) { return wh_slot_state(s) == WH_SLOT_LIVE && wh_slot_all_free(s); }
 
 struct room {
 	uint64_t bytes;
@@ -347,7 +345,7 @@ bool wh_pool_make_room(struct wharf_pool *pool, unsigned class, unsigned n, bool
 		if (wh_slot_state(s) == WH_SLOT_RETIRING) {
 			add_room(&coming, s->segment.bytes);
 			add_room(&possible, s->segment.bytes);
-		} else if (idle(pool, i) && !(for_more && s->class == class)) {
+		} else if (idle(s) && !(for_more && s->class == class)) {
 			add_room(&possible, s->segment.bytes);
 		}
 	}

@@ -19,7 +19,8 @@
 #include "view.h"
 #include "wharf.h"
 
-enum { LOOPS = 2, LEASES = 3, WORKERS = 3, QUEUE = 256, HELD = 96, CHUNKS = WH_SLOT_WORDS * WH_WORD_CHUNKS };
+enum { LOOPS = 2, LEASES = 3, CROWD = 63, WORKERS = 3, QUEUE = 256, HELD = 96 };
+enum { CHUNKS = WH_SLOT_WORDS * WH_WORD_CHUNKS };
 
 #define PATIENCE_NS INT64_C(30000000000)
 
@@ -149,9 +150,17 @@ struct peer {
 	pthread_t thread;
 };
 
+/* A port that never sends: with so many of them the others are on both sides of the first 64. */
+struct idler {
+	struct wh_lease *lease;
+	_Atomic bool kicked;
+};
+
 struct world {
 	wharf_pool *pool;
 	bool shared;
+	unsigned n_idlers;
+	struct idler idlers[CROWD];
 	size_t bytes_max;
 	unsigned n_loops, n_leases;
 	uint64_t seed;
@@ -402,10 +411,21 @@ static void serve(struct world *w, struct peer *p, uint64_t *seed)
 		CHECK(wh_lease_harvest(p->lease) >= 0, "an honest peer");
 }
 
+static void serve_idlers(struct world *w)
+{
+	uint16_t slot;
+	for (unsigned i = 0; i < w->n_idlers; i++) {
+		if (!atomic_exchange(&w->idlers[i].kicked, false))
+			continue;
+		CHECK(!wh_lease_next_retire(w->idlers[i].lease, &slot), "it knows of none");
+		wh_pool_room(w->pool, w->idlers[i].lease);
+	}
+}
+
 static bool is_owed(struct world *w, struct peer *p)
 {
 	wh_pool_lock(w->pool);
-	bool owed = wh_full(p->lease)->owed;
+	bool owed = wh_lease_owed(wh_full(p->lease));
 	wh_pool_unlock(w->pool);
 	return owed;
 }
@@ -423,6 +443,8 @@ static void *loop(void *arg)
 	for (uint32_t turn = 1;; turn++) {
 		struct item item;
 		bool stop = atomic_load(&w->stop_loops), busy = false;
+		if (index == 0)
+			serve_idlers(w);
 		for (unsigned i = index; i < w->n_leases; i += w->n_loops) {
 			struct peer *p = &w->peers[i];
 			serve(w, p, &seed);
@@ -485,7 +507,9 @@ static unsigned count_maps(const char *name)
 	return n;
 }
 
-static void play(bool shared, uint64_t seed, uint64_t milliseconds)
+static void on_idler_kick(void *owner) { atomic_store(&((struct idler *)owner)->kicked, true); }
+
+static void play(bool shared, bool crowded, uint64_t seed, uint64_t milliseconds)
 {
 	struct world *w = calloc(1, sizeof(*w));
 	struct seat seats[WORKERS];
@@ -500,6 +524,10 @@ static void play(bool shared, uint64_t seed, uint64_t milliseconds)
 	w->bytes_max = (size_t)65536 << below(&seed, 10);
 	CHECK(wharf_pool_new(WHARF_OPT(pool, .shared = shared, .bytes_max = w->bytes_max, .name = "stress"),
 		&w->pool) == 0, "pool");
+	w->n_idlers = shared && crowded ? CROWD : 0;
+	for (unsigned i = 0; i < w->n_idlers; i++)
+		CHECK(wh_pool_attach(w->pool, &w->to_loops[0], on_idler_kick, &w->idlers[i], &w->idlers[i].lease) == 0,
+			"attach");
 	for (unsigned i = 0; i < LOOPS; i++)
 		pthread_mutex_init(&w->to_loops[i].lock, NULL);
 	for (unsigned i = 0; i < LEASES; i++) {
@@ -523,6 +551,9 @@ static void play(bool shared, uint64_t seed, uint64_t milliseconds)
 	atomic_store(&w->stop_loops, true);
 	for (unsigned i = 0; i < w->n_loops; i++)
 		pthread_join(loops[i], NULL);
+	CHECK(w->pool->wide == (w->n_idlers > 0), "leases beyond the first 64");
+	for (unsigned i = 0; i < w->n_idlers; i++)
+		wh_lease_detach(w->idlers[i].lease);
 	atomic_store(&w->stop_peers, true);
 	for (unsigned i = 0; i < w->n_leases; i++)
 		pthread_join(w->peers[i].thread, NULL);
@@ -538,7 +569,8 @@ static void play(bool shared, uint64_t seed, uint64_t milliseconds)
 	wharf_pool_unref(w->pool);
 	CHECK(count_maps("/memfd:wharf-stress") == 0, "memory is left");
 	printf("%s, %zu KiB: %lu claims, %lu waited, %lu failed, %lu lent, %lu released, %lu reattached, %lu retired\n",
-		shared ? "shared" : "private", w->bytes_max >> 10, (unsigned long)w->claims, (unsigned long)w->waits,
+		w->n_idlers ? "crowded" : shared ? "shared" : "private", w->bytes_max >> 10,
+		(unsigned long)w->claims, (unsigned long)w->waits,
 		(unsigned long)w->failures, (unsigned long)w->lends, (unsigned long)w->releases,
 			(unsigned long)w->reattached,
 		(unsigned long)w->retired);
@@ -557,7 +589,7 @@ int main(int argc, char **argv)
 	/* A lost wake-up would hang: end with a signal then. */
 	alarm(120);
 	for (int round = 0; round < ROUNDS; round++)
-		play(round % 2, next(&seed), milliseconds / ROUNDS);
+		play(round % 2, round / 2 % 2, next(&seed), milliseconds / ROUNDS);
 	printf("%d passed, 0 failed, 0 skipped\n", ROUNDS);
 	return 0;
 }

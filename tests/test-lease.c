@@ -272,17 +272,18 @@ Test(lease, a_private_pool_has_one_at_a_time)
 	wharf_pool_unref(pool);
 }
 
-Test(lease, a_shared_pool_has_64)
+Test(lease, a_shared_pool_has_1024)
 {
 	wharf_pool *pool = new_pool(0, true);
-	static struct peer peers[64];
+	static struct peer peers[WHARF_POOL_PORTS_MAX];
 	struct wh_lease *lease;
-	for (int i = 0; i < 64; i++)
+	for (int i = 0; i < WHARF_POOL_PORTS_MAX; i++)
 		peer_join(&peers[i], pool, NULL);
 	cr_assert_eq(wh_pool_attach(pool, NULL, on_kick, &peers[0], &lease), -EUSERS);
-	peer_leave(&peers[40]);
-	peer_join(&peers[40], pool, NULL);
-	for (int i = 0; i < 64; i++)
+	peer_leave(&peers[400]);
+	peer_join(&peers[400], pool, NULL);
+	cr_assert_eq(wh_pool_attach(pool, NULL, on_kick, &peers[0], &lease), -EUSERS);
+	for (int i = 0; i < WHARF_POOL_PORTS_MAX; i++)
 		peer_leave(&peers[i]);
 	wharf_pool_unref(pool);
 }

@@ -62,7 +62,7 @@ Test(pool_size, an_idle_private_pool_and_its_lease_are_small)
 		peer_join(&peers[i], new_pool(0, false), &loops[i]);
 	heap = (heap_bytes() - heap) / N;
 	control = (control_bytes(some) - control) / N;
-	cr_expect_leq(heap, 1024, "%zu bytes of heap", heap);
+	cr_expect_leq(heap, 768, "%zu bytes of heap", heap);
 	cr_expect_leq(control, 256, "%zu bytes of control memory", control);
 	for (int i = 0; i < N; i++) {
 		wharf_pool *pool = peers[i].pool;
