@@ -57,7 +57,7 @@ int wh_lease_announcement(struct wh_lease *hot, uint16_t slot, struct wh_announc
 		if (!error) {
 			lease->open_fds++;
 			/* Somebody waits already, and has marked the maps that there were. */
-			if (wh_pool_wanted(pool))
+			if (wh_pool_wanted(pool) || lease->watched)
 				atomic_store_explicit(&ls->map->wanted, 1, memory_order_relaxed);
 		}
 	}

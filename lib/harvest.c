@@ -119,6 +119,8 @@ int64_t wh_lease_harvest(struct wh_lease *hot)
 	uint64_t bytes;
 
 	wh_pool_lock(lease->pool);
+	if (lease->watched)
+		wh_lease_mark_again(lease);
 	bytes = wh_lease_harvest_all(lease);
 	wh_pool_unlock(lease->pool);
 	return wh_lease_poisoned(hot) ? -EPROTO : (int64_t)bytes;

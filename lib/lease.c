@@ -367,12 +367,18 @@ static int use_slot(struct wh_full_lease *lease, unsigned slot)
 	return error;
 }
 
-static bool lent_already(const struct wh_full_lease *lease, unsigned slot, unsigned word, uint64_t bits)
+static bool is_pending(const struct wh_full_lease *lease, unsigned slot, unsigned word, uint64_t bits)
 {
 	for (unsigned i = 0; i < lease->hot.n_pending; i++)
 		if (lease->pending[i].slot == slot && lease->pending[i].word == word && lease->pending[i].bits & bits)
 			return true;
-	return atomic_load_explicit(&lease->slots[slot].lent[word], memory_order_relaxed) & bits;
+	return false;
+}
+
+static bool lent_already(const struct wh_full_lease *lease, unsigned slot, unsigned word, uint64_t bits)
+{
+	return is_pending(lease, slot, word, bits) ||
+		atomic_load_explicit(&lease->slots[slot].lent[word], memory_order_relaxed) & bits;
 }
 
 int wh_lease_lend_slowly(struct wh_lease *hot, const struct wharf_buf *buf, size_t offset, size_t size, uint32_t stream,
@@ -453,6 +459,28 @@ void wh_lease_drop(struct wh_lease *hot, const struct wh_run *run)
 	if (bits)
 		wh_slot_put(lease->pool->slots[run->slot], run->first / WH_WORD_CHUNKS, bits);
 	wh_pool_freed(lease->pool);
+}
+
+bool wh_lease_holds(struct wh_lease *hot, const struct wh_run *run)
+{
+	struct wh_full_lease *lease = wh_full(hot);
+	struct wh_lease_slot *ls = wh_lease_slot(lease, run->slot);
+	uint64_t place = wh_place(run->slot, run->first, run->n_chunks), bits = wh_place_bits(place), back;
+	unsigned word = run->first / WH_WORD_CHUNKS;
+
+	if (((place & WH_PLACE_WORD) == hot->word && hot->bits & bits) || is_pending(lease, run->slot, word, bits))
+		return true;
+	if (!ls || !ls->lent || !(atomic_load_explicit(&ls->lent[word], memory_order_acquire) & bits))
+		return false;
+	if (!ls->map)
+		return true;
+	back = wh_lease_harvest_word(lease, run->slot, word, &lease->returned_here);
+	if (back) {
+		wh_word_free(&lease->pool->slots[run->slot]->control->free[word], back);
+		wh_pool_freed(lease->pool);
+	}
+	wh_pool_run_kicks(lease->pool);
+	return atomic_load_explicit(&ls->lent[word], memory_order_acquire) & bits;
 }
 
 /* ---- Its turns ---- */

@@ -213,6 +213,20 @@ int wh_lease_lost(struct wh_lease *lease, uint16_t slot);
 int64_t wh_lease_harvest(struct wh_lease *lease);
 
 /*
+ * Is any chunk of a run that was lent through this lease still with it, after what the peer has released of its word was
+ * taken back? Whoever else holds the chunks does not matter, nor who took them back. Ask only until it is false: then
+ * they may be lent anew. Loop's thread.
+ */
+bool wh_lease_holds(struct wh_lease *lease, const struct wh_run *run);
+
+/*
+ * While on, the peer owes a release-wake for its next release, whether anybody waits for room or not; and again after
+ * each wake, once wh_lease_harvest or wh_pool_room was called for it. After turning it on, and after those two, look
+ * with wh_lease_holds: what it says is still held brings a wake. Loop's thread.
+ */
+void wh_lease_watch(struct wh_lease *lease, bool on);
+
+/*
  * After kick, a release-wake, or a failed claim: if a claim has failed since the last time and the same size would
  * succeed now, forgets that and returns true: the port fires on_writable. Else marks `wanted` on every lease and
  * looks once more, so that no release is missed. Loop's thread.

@@ -136,6 +136,7 @@ struct wh_full_lease {
 	_Atomic bool kicked;               /* and neither wh_pool_room nor wh_lease_next_retire was called since */
 	_Atomic bool poisoned;
 	bool wanted;                       /* every release map is marked; counted in pool->n_marked */
+	bool watched;                      /* wh_lease_watch: the marks stay when nobody waits any more */
 	bool held;                         /* wh_lease_hold */
 	uint32_t n_held;                   /* pending entries older than it */
 	uint32_t kicks;                    /* threads inside kick */
@@ -444,6 +445,7 @@ void wh_pool_owe(struct wharf_pool *pool, unsigned class, unsigned n);
 uint32_t wh_lease_owed(const struct wh_full_lease *lease);
 /* After chunks became free: kicks the leases that are owed room, if there may be. */
 void wh_pool_tell(struct wharf_pool *pool);
+void wh_lease_mark_again(struct wh_full_lease *lease);  /* under the lock: the peer may have taken its mark */
 int wh_pool_claim_wait(struct wharf_pool *pool, unsigned class, unsigned n, int64_t timeout_ns, uint64_t *ret_place);
 
 #endif

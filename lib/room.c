@@ -4,6 +4,8 @@
  * makes chunks free looks at the flag after that, and every receiver at its mark. All of it is sequentially
  * consistent, so one of the two sees the other.
  *
+ * A lease that is watched keeps its marks when nobody waits: its loop looks for runs, not for room.
+ *
  * Failed claims are kept as the shortest run of each class that failed. A port is told when one of them would
  * succeed: a longer run of that class may still fail then, and is entered again when its claim does.
  */
@@ -48,6 +50,25 @@ static void unmark(struct wh_full_lease *lease)
 	doubt_mark(lease);
 }
 
+void wh_lease_mark_again(struct wh_full_lease *lease)
+{
+	doubt_mark(lease);
+	mark(lease);
+}
+
+void wh_lease_watch(struct wh_lease *hot, bool on)
+{
+	struct wh_full_lease *lease = wh_full(hot);
+
+	wh_pool_lock(lease->pool);
+	lease->watched = on;
+	if (on)
+		wh_lease_mark_again(lease);
+	else if (!wh_pool_wanted(lease->pool))
+		unmark(lease);
+	wh_pool_unlock(lease->pool);
+}
+
 bool wh_pool_want(struct wharf_pool *pool, uint32_t attention)
 {
 	bool changed = attention & ~atomic_fetch_or_explicit(&pool->attention, attention, memory_order_seq_cst);
@@ -82,7 +103,8 @@ void wh_pool_unwant(struct wharf_pool *pool)
 		atomic_store_explicit(&pool->fast_loop, atomic_load_explicit(&pool->local_loop, memory_order_relaxed),
 			memory_order_relaxed);
 	for (uint32_t at = 0; pool->marked && (lease = wh_pool_next_lease(pool, &at));)
-		unmark(lease);
+		if (!lease->watched)
+			unmark(lease);
 	pool->marked = false;
 }
 
@@ -156,11 +178,11 @@ bool wh_pool_room(struct wharf_pool *pool, struct wh_lease *hot)
 	wh_pool_lock(pool);
 	atomic_store_explicit(&lease->kicked, false, memory_order_relaxed);
 	attention = atomic_load_explicit(&pool->attention, memory_order_relaxed);
-	if (!attention)
+	if (!attention && !lease->watched)
 		goto out;
 	/* Marks, then looks: at this lease's releases only, for each of the others is woken for its own. */
 	doubt_mark(lease);
-	if (attention & (WH_WAITERS | WH_FAILED))
+	if (attention & (WH_WAITERS | WH_FAILED) || lease->watched)
 		mark(lease);
 	if (wh_pool_local(pool) && wh_pool_wanted(pool))
 		wh_pool_give_back(pool);

@@ -371,6 +371,8 @@ static void send_buf(struct world *w, struct peer *p, uint64_t *seed, struct wha
 	wh_lease_publish(p->lease);
 	atomic_fetch_add(&w->lends, 1);
 	CHECK(push(&p->to_peer, &item), "room was looked for");
+	while (dice == 2 && wh_lease_holds(p->lease, &item.run) && below(seed, 64))
+		;
 }
 
 static void attach(struct world *w, struct peer *p, const void *loop)
@@ -407,6 +409,8 @@ static void serve(struct world *w, struct peer *p, uint64_t *seed)
 	bool kicked = atomic_exchange(&p->kicked, false), woken = atomic_exchange(&p->woken, false);
 	if (kicked || woken)
 		wh_pool_room(w->pool, p->lease);
+	if (below(seed, 100) == 0)
+		wh_lease_watch(p->lease, below(seed, 2));
 	if (!atomic_load(&w->stop_loops) && below(seed, 200) == 0)
 		CHECK(wh_lease_harvest(p->lease) >= 0, "an honest peer");
 }

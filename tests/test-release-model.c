@@ -4,6 +4,9 @@
  * the atomic steps of one owner and two releasing threads is walked through. The steps are those of wh_view_release
  * (view.h) and of wh_pool_room and wh_pool_want (room.c), which are sequentially consistent: there is nothing else.
  *
+ * An owner that watches (wh_lease_watch, wh_lease_holds) does the same without a claim that failed first, while another
+ * claim of its pool marks, takes back what was released and, being satisfied, stops waiting.
+ *
  * The same walk finds the lost wake in handshakes that leave a step out, so it would find one here.
  */
 #include <criterion/criterion.h>
@@ -20,9 +23,11 @@ enum {
 	WANTED_BEFORE_RELEASE = 1u << 2, /* the receiver looks at `wanted`, then releases */
 	WANTED_LEFT = 1u << 3,         /* the receiver does not take the mark: a wake for each release */
 	WANTED_NOT_RENEWED = 1u << 4,  /* an owner that was woken for too little does not mark again */
+	UNWANTED_BY_OTHERS = 1u << 5,  /* whoever stops waiting takes the mark of those who watch away */
 };
 
 enum owner { OWNER_CLAIM, OWNER_MARK, OWNER_LOOK, OWNER_SLEEP, OWNER_DONE };
+enum other { OTHER_MARK, OTHER_HARVEST, OTHER_UNMARK, OTHER_DONE };
 enum releaser { RELEASER_RELEASE, RELEASER_LOOK, RELEASER_TAKE, RELEASER_WAKE, RELEASER_DONE };
 
 /* Everything that another party can see, and where each party stands. */
@@ -33,12 +38,14 @@ struct state {
 	uint8_t wakes;    /* on their way; delivered in order, never lost */
 	uint8_t owner;
 	uint8_t marked;   /* the owner believes that its mark stands */
+	uint8_t other;
 	uint8_t releaser[RELEASERS];
 };
 
 struct walk {
 	unsigned broken;  /* what is left out */
-	unsigned needs;   /* chunks without which the owner's claim fails */
+	unsigned needs;   /* chunks without which the owner's claim fails, or for which it watches */
+	bool watches;
 	unsigned n_states, n_lost, n_done, wakes_max;
 	struct state seen[1 << 16];
 };
@@ -83,7 +90,29 @@ static bool owner_step(const struct walk *w, struct state *s)
 		s->wakes--;
 		if (!(w->broken & WANTED_NOT_RENEWED))
 			s->marked = 0; /* a peer may have taken its mark */
-		s->owner = OWNER_CLAIM;
+		s->owner = w->watches ? OWNER_MARK : OWNER_CLAIM;
+		return true;
+	default:
+		return false;
+	}
+}
+
+/* One atomic step of a claim that waits in the same pool, in another thread. */
+static bool other_step(const struct walk *w, struct state *s)
+{
+	switch (s->other) {
+	case OTHER_MARK:
+		s->wanted = 1;
+		s->other = OTHER_HARVEST;
+		return true;
+	case OTHER_HARVEST:
+		harvest(s);
+		s->other = OTHER_UNMARK;
+		return true;
+	case OTHER_UNMARK: /* wh_pool_unwant */
+		if (w->broken & UNWANTED_BY_OTHERS)
+			s->wanted = 0;
+		s->other = OTHER_DONE;
 		return true;
 	default:
 		return false;
@@ -151,6 +180,11 @@ static void walk(struct walk *w, struct state s)
 	moved = owner_step(w, &next);
 	if (moved)
 		walk(w, next);
+	next = s;
+	if (other_step(w, &next)) {
+		moved = true;
+		walk(w, next);
+	}
 	for (unsigned i = 0; i < RELEASERS; i++) {
 		next = s;
 		if (releaser_step(w, &next, i)) {
@@ -167,16 +201,28 @@ static void walk(struct walk *w, struct state s)
 		w->n_lost++;
 }
 
-static const struct walk *walked(unsigned broken, unsigned needs)
+static const struct walk *walked_from(struct state start, unsigned broken, unsigned needs, bool watches)
 {
 	static struct walk w;
 
 	memset(&w, 0, sizeof(w));
 	w.broken = broken;
 	w.needs = needs;
-	walk(&w, (struct state){ .lent = (1u << CHUNKS) - 1 });
+	w.watches = watches;
+	start.lent = (1u << CHUNKS) - 1;
+	walk(&w, start);
 	cr_assert_gt(w.n_states, 20);
 	return &w;
+}
+
+static const struct walk *walked(unsigned broken, unsigned needs)
+{
+	return walked_from((struct state){ .owner = OWNER_CLAIM, .other = OTHER_DONE }, broken, needs, false);
+}
+
+static const struct walk *watched(unsigned broken, unsigned needs)
+{
+	return walked_from((struct state){ .owner = OWNER_MARK, .other = OTHER_MARK }, broken, needs, true);
 }
 
 Test(release_model, no_wake_is_lost)
@@ -211,4 +257,20 @@ Test(release_model, the_walk_finds_the_owner_that_does_not_mark_again)
 {
 	cr_assert_eq(walked(WANTED_NOT_RENEWED, 1)->n_lost, 0, "one wake is enough for it");
 	cr_assert_gt(walked(WANTED_NOT_RENEWED, 2)->n_lost, 0);
+}
+
+Test(release_model, whoever_watches_a_run_hears_when_it_is_back)
+{
+	for (unsigned needs = 1; needs <= CHUNKS; needs++) {
+		const struct walk *w = watched(0, needs);
+		cr_assert_eq(w->n_lost, 0, "%u of %u states", w->n_lost, w->n_states);
+		cr_assert_gt(w->n_done, 0);
+	}
+}
+
+Test(release_model, the_walk_finds_the_watcher_that_is_forgotten)
+{
+	cr_assert_gt(watched(UNWANTED_BY_OTHERS, 1)->n_lost, 0);
+	cr_assert_gt(watched(WITHOUT_SECOND_LOOK, 1)->n_lost, 0);
+	cr_assert_gt(watched(WANTED_NOT_RENEWED, 2)->n_lost, 0);
 }

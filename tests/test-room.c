@@ -92,6 +92,134 @@ Test(room, what_the_loop_holds_in_private_words_is_given_to_a_claim_of_another_t
 	wharf_pool_unref(pool);
 }
 
+/* ---- Watching a run come back ---- */
+
+Test(room, a_watched_lease_is_woken_for_a_release_that_nobody_waits_for)
+{
+	FOR_SETTINGS(s) {
+		struct peer p;
+		wharf_pool *pool = new_setting(s, 1 * MIB, &p);
+		struct wharf_buf bufs[4] = { claim(pool, 300), claim(pool, 300), claim(pool, 300), claim(pool, 3000) };
+		struct wh_run runs[4];
+		for (int i = 0; i < 3; i++)
+			runs[i] = send_buf(&p, &bufs[i]);
+		cr_assert_eq(runs[2].slot, runs[0].slot, "one map, one mark");
+		wh_lease_watch(p.lease, true);
+		cr_assert(wh_lease_holds(p.lease, &runs[0]));
+		cr_assert(release(&p, &runs[0]), "the peer owes a wake");
+		cr_assert_not(wh_lease_holds(p.lease, &runs[0]));
+		cr_assert_eq(wh_lease_harvest(p.lease), 0, "what was looked at was taken back");
+		cr_assert(wh_lease_holds(p.lease, &runs[1]));
+		cr_assert(release(&p, &runs[1]), "marked again");
+		cr_assert_not(wh_pool_room(pool, p.lease), "nobody waits");
+		cr_assert_not(wh_lease_holds(p.lease, &runs[1]));
+		cr_assert(release(&p, &runs[2]), "marked again");
+		/* A segment that the peer learns of later. */
+		runs[3] = send_buf(&p, &bufs[3]);
+		cr_assert_neq(runs[3].slot, runs[0].slot);
+		cr_assert(release(&p, &runs[3]));
+		cr_assert_eq(wh_lease_harvest(p.lease), 512 + 3072);
+		bufs[3] = claim(pool, 3000);
+		runs[3] = send_buf(&p, &bufs[3]);
+		wh_lease_watch(p.lease, false);
+		cr_assert_not(release(&p, &runs[3]), "not any more");
+		peer_leave(&p);
+		wharf_pool_unref(pool);
+	}
+}
+
+Test(room, a_claim_that_no_longer_waits_leaves_the_marks_of_those_who_watch)
+{
+	FOR_SETTINGS(s) {
+		struct peer p;
+		wharf_pool *pool = new_setting(s, 4 * KIB, &p);
+		struct wharf_buf bufs[4] = { claim(pool, 700), claim(pool, 700), claim(pool, 700), claim(pool, 700) };
+		struct wh_run run = send_buf(&p, &bufs[0]);
+		_Atomic uint32_t *wanted = &p.views[run.slot]->map->wanted;
+		wh_lease_watch(p.lease, true);
+		cr_assert_eq(try_claim(pool, 700), -EAGAIN);
+		wharf_buf_abandon(&bufs[1]);
+		cr_assert(wh_pool_room(pool, p.lease));
+		cr_assert_eq(atomic_load(&pool->attention), 0, "nobody waits any more");
+		cr_assert(*wanted);
+		/* The other way round: whoever stops watching leaves the marks of those who wait. */
+		bufs[1] = claim(pool, 700);
+		cr_assert_eq(try_claim(pool, 700), -EAGAIN);
+		wh_lease_watch(p.lease, false);
+		cr_assert(*wanted);
+		wharf_buf_abandon(&bufs[1]);
+		cr_assert(wh_pool_room(pool, p.lease));
+		cr_assert_not(*wanted);
+		cr_assert_not(release(&p, &run));
+		wharf_buf_abandon(&bufs[2]);
+		wharf_buf_abandon(&bufs[3]);
+		peer_leave(&p);
+		wharf_pool_unref(pool);
+	}
+}
+
+Test(room, a_run_is_held_until_its_last_chunk_is_back_from_this_peer_whoever_else_has_it)
+{
+	struct peer p, q;
+	wharf_pool *pool = new_pool(0, true);
+	peer_join(&p, pool, NULL);
+	peer_join(&q, pool, NULL);
+	struct wharf_buf buf = claim(pool, 700), more, mine;
+	cr_assert_eq(wharf_buf_ref(&buf, &more), 0);
+	cr_assert_eq(wharf_buf_ref(&buf, &mine), 0);
+	struct wh_run run, other;
+	cr_assert_eq(wh_lease_lend(p.lease, &buf, 0, 700, 0, &run), 0);
+	cr_assert(wh_lease_holds(p.lease, &run), "not yet published");
+	cr_assert_not(wh_lease_holds(q.lease, &run));
+	cr_assert_eq(wh_lease_lent_bytes(p.lease), 768);
+	wh_lease_hold(p.lease);
+	wh_lease_unhold(p.lease);
+	cr_assert(wh_lease_holds(p.lease, &run), "set aside");
+	cr_assert_eq(wh_lease_lent_bytes(p.lease), 768);
+	announce(&p, run.slot);
+	wh_lease_publish(p.lease);
+	other = send_buf(&q, &more);
+	uint64_t bit = UINT64_C(1) << (run.first % 64);
+	cr_assert_eq(run.n_chunks, 3);
+	wh_view_release(p.views[run.slot], run.first / 64, bit | bit << 2);
+	cr_assert(wh_lease_holds(p.lease, &run));
+	cr_assert_eq(wh_lease_lent_bytes(p.lease), 256);
+	wh_view_release(p.views[run.slot], run.first / 64, bit << 1);
+	cr_assert_not(wh_lease_holds(p.lease, &run));
+	cr_assert_eq(wh_lease_lent_bytes(p.lease), 0);
+	cr_assert(wh_lease_holds(q.lease, &other));
+	release(&q, &other);
+	/* Taken back by whoever came first. */
+	cr_assert_eq(info_of(pool).bytes_lent, 0);
+	cr_assert_not(wh_lease_holds(q.lease, &other));
+	/* Ours still: none of it was free. */
+	cr_assert_eq(info_of(pool).bytes_free, info_of(pool).bytes - 768);
+	wharf_buf_abandon(&mine);
+	peer_leave(&p);
+	peer_leave(&q);
+	wharf_pool_unref(pool);
+}
+
+Test(room, what_is_taken_back_while_looking_goes_to_those_who_wait)
+{
+	FOR_SETTINGS(s) {
+		struct peer p;
+		wharf_pool *pool = new_setting(s, 4 * KIB, &p);
+		struct wharf_buf buf = claim(pool, 4096);
+		struct wh_run run = send_buf(&p, &buf);
+		cr_assert_eq(try_claim(pool, 4096), -EAGAIN);
+		release(&p, &run);
+		cr_assert_eq(p.kicks, 0);
+		cr_assert_not(wh_lease_holds(p.lease, &run));
+		cr_assert_eq(p.kicks, 1);
+		cr_assert(wh_pool_room(pool, p.lease));
+		peer_leave(&p);
+		wharf_pool_unref(pool);
+	}
+}
+
+/* ---- Threads that sleep ---- */
+
 struct waiter {
 	wharf_pool *pool;
 	size_t size;
