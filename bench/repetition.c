@@ -1,25 +1,20 @@
 /* SPDX-License-Identifier: MIT */
-/* A repetition: starting the two sides, waiting for both, and telling why one failed. */
+/* A repetition: two sides, their descriptors, and what they measured. */
 #include "repetition.h"
 
 #include <errno.h>
-#include <poll.h>
-#include <signal.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <sys/pidfd.h>
 #include <sys/socket.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
-#include "process.h"
+#include "crew.h"
 
 enum {
 	SENDER,
 	RECEIVER,
 	SIDES,
-	ALONE_MS = 500, /* what is left to a side when the other has failed */
 };
 
 static const char *const side_names[SIDES] = { "sender", "receiver" };
@@ -36,19 +31,8 @@ struct run {
 	size_t board_bytes;
 	int fds[SIDES];
 	int gate[SIDES];
-	pid_t pids[SIDES];
-	int pidfds[SIDES];
-	int statuses[SIDES];
-	bool killed[SIDES];
+	struct crew crew;
 };
-
-static void report(const struct run *run, const char *who, const char *text)
-{
-	char size[SIZE_TEXT_MAX];
-
-	fprintf(stderr, "wharf-bench: %s, %s: %s: %s\n", run->repetition->transport->name,
-		size_print(run->repetition->plan.size, size), who, text);
-}
 
 /* Both sides are ready: neither starts before. */
 static int pass_gate(struct side *side, int gate)
@@ -79,7 +63,7 @@ static int play_role(const struct run *run, struct side *side, int who)
 	return who == SENDER && !repetition->latency ? 0 : side_check(side);
 }
 
-static void run_side(const struct run *run, int who)
+static _Noreturn void run_side(const struct run *run, int who)
 {
 	const struct repetition *repetition = run->repetition;
 	struct outcome *outcome = &run->board->outcomes[who];
@@ -95,97 +79,16 @@ static void run_side(const struct run *run, int who)
 		r = play_role(run, &side, who);
 		repetition->transport->close(&side);
 	}
-	outcome->done = r == 0 && !outcome->error[0];
-	_exit(outcome->done ? 0 : 1);
+	crew_leave(outcome, r);
 }
 
 static int start_side(struct run *run, int who)
 {
-	pid_t pid = process_fork(run->repetition->cpus[who]);
+	pid_t pid = crew_fork(&run->crew, side_names[who], run->repetition->cpus[who], &run->board->outcomes[who]);
 
-	if (pid < 0)
-		return pid;
 	if (!pid)
 		run_side(run, who);
-	run->pids[who] = pid;
-	run->pidfds[who] = pidfd_open(pid, 0);
-	return run->pidfds[who] < 0 ? -errno : 0;
-}
-
-static bool failed(const struct run *run, int who)
-{
-	return run->statuses[who] != 0 || !run->board->outcomes[who].done;
-}
-
-static void reap_side(struct run *run, int who)
-{
-	while (waitpid(run->pids[who], &run->statuses[who], 0) < 0 && errno == EINTR)
-		;
-	run->pids[who] = 0;
-}
-
-/* When both failed, one did because of the other: the cause is who was killed (not by us), else who failed first. */
-static void tell_cause(const struct run *run)
-{
-	uint64_t first_ns = UINT64_MAX;
-	int cause = SENDER;
-	char text[64] = "ended without a word";
-
-	for (int who = 0; who < SIDES; who++) {
-		const struct outcome *outcome = &run->board->outcomes[who];
-		uint64_t failed_ns = outcome->error[0] ? outcome->error_ns : 0;
-
-		if (failed(run, who) && !run->killed[who] && failed_ns < first_ns) {
-			first_ns = failed_ns;
-			cause = who;
-		}
-	}
-	if (WIFSIGNALED(run->statuses[cause]))
-		snprintf(text, sizeof text, "killed by signal %d (%s)", WTERMSIG(run->statuses[cause]),
-			strsignal(WTERMSIG(run->statuses[cause])));
-	report(run, side_names[cause], run->board->outcomes[cause].error[0] ? run->board->outcomes[cause].error : text);
-}
-
-static void kill_sides(struct run *run)
-{
-	for (int who = 0; who < SIDES; who++) {
-		if (run->pids[who]) {
-			run->killed[who] = true;
-			kill(run->pids[who], SIGKILL);
-		}
-	}
-}
-
-static int wait_sides(struct run *run)
-{
-	bool alone = false;
-
-	while (run->pids[SENDER] || run->pids[RECEIVER]) {
-		struct pollfd polls[SIDES];
-		int n;
-
-		for (int who = 0; who < SIDES; who++)
-			polls[who] = (struct pollfd){ .fd = run->pids[who] ? run->pidfds[who] : -1, .events = POLLIN };
-		n = poll(polls, SIDES, alone ? ALONE_MS : run->repetition->timeout_ms);
-		if (n < 0 && errno != EINTR)
-			return -errno;
-		if (n == 0 && !alone) {
-			report(run, "both sides", "they take too long");
-			return -EIO;
-		}
-		if (n == 0)
-			kill_sides(run);
-		for (int who = 0; n > 0 && who < SIDES; who++) {
-			if (polls[who].revents) {
-				reap_side(run, who);
-				alone |= failed(run, who);
-			}
-		}
-	}
-	if (!failed(run, SENDER) && !failed(run, RECEIVER))
-		return 0;
-	tell_cause(run);
-	return -EIO;
+	return pid < 0 ? pid : 0;
 }
 
 static struct sample evaluate(const struct run *run)
@@ -236,13 +139,7 @@ static void close_fds(int fds[SIDES])
 
 static void clean_up(struct run *run)
 {
-	for (int who = 0; who < SIDES; who++) {
-		if (run->pids[who]) {
-			kill(run->pids[who], SIGKILL);
-			waitpid(run->pids[who], NULL, 0);
-		}
-	}
-	close_fds(run->pidfds);
+	crew_fini(&run->crew);
 	close_fds(run->fds);
 	close_fds(run->gate);
 	if (run->board)
@@ -251,23 +148,25 @@ static void clean_up(struct run *run)
 
 int repetition_run(const struct repetition *repetition, struct sample *ret_sample, char ret_detail[OUTCOME_DETAIL_MAX])
 {
+	char size[SIZE_TEXT_MAX], what[64];
 	struct run run = {
 		.repetition = repetition,
 		.fds = { -1, -1 },
 		.gate = { -1, -1 },
-		.pidfds = { -1, -1 },
+		.crew.what = what,
 	};
 	int r;
 
+	snprintf(what, sizeof what, "%s, %s", repetition->transport->name, size_print(repetition->plan.size, size));
 	r = prepare(&run);
 	for (int who = 0; r == 0 && who < SIDES; who++)
 		r = start_side(&run, who);
 	if (r < 0)
-		report(&run, "start", strerror(-r));
+		crew_report(&run.crew, "start", strerror(-r));
 	close_fds(run.fds);
 	close_fds(run.gate);
 	if (r == 0)
-		r = wait_sides(&run);
+		r = crew_wait(&run.crew, repetition->timeout_ms);
 	if (r == 0) {
 		*ret_sample = evaluate(&run);
 		if (ret_detail)

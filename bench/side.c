@@ -4,38 +4,10 @@
 
 #include <errno.h>
 #include <inttypes.h>
-#include <stdarg.h>
-#include <stdio.h>
 
 void side_init(struct side *side, const struct plan *plan, struct outcome *outcome, uint32_t *latencies_ns)
 {
 	*side = (struct side){ .plan = plan, .outcome = outcome, .latencies_ns = latencies_ns, .mark = plan->warm };
-}
-
-int side_fail(struct side *side, int error, const char *format, ...)
-{
-	char *line = side->outcome->error;
-	va_list arguments;
-
-	if (*line)
-		return error;
-	side->outcome->error_ns = clock_ns();
-	va_start(arguments, format);
-	vsnprintf(line, OUTCOME_ERROR_MAX, format, arguments);
-	va_end(arguments);
-	return error;
-}
-
-void side_start(struct side *side)
-{
-	side->outcome->cpu_start_ns = clock_cpu_ns();
-	side->outcome->start_ns = clock_ns();
-}
-
-void side_stop(struct side *side)
-{
-	side->outcome->end_ns = clock_ns();
-	side->outcome->cpu_end_ns = clock_cpu_ns();
 }
 
 void side_reach_mark(struct side *side)

@@ -12,6 +12,7 @@
 #include <stdint.h>
 
 #include "clock.h"
+#include "outcome.h"
 #include "touch.h"
 
 /* What one repetition does; both sides have the same. */
@@ -28,21 +29,6 @@ struct plan {
 	size_t sndbuf;     /* sockets: SO_SNDBUF */
 };
 
-enum {
-	OUTCOME_ERROR_MAX = 200,
-	OUTCOME_DETAIL_MAX = 64,
-};
-
-/* What a side leaves in shared memory for the runner. */
-struct outcome {
-	bool done;
-	uint64_t start_ns, end_ns; /* CLOCK_MONOTONIC */
-	uint64_t cpu_start_ns, cpu_end_ns;
-	uint64_t error_ns;
-	char error[OUTCOME_ERROR_MAX]; /* one line, when it is not done */
-	char detail[OUTCOME_DETAIL_MAX]; /* what the transport runs on */
-};
-
 struct side {
 	const struct plan *plan;
 	struct outcome *outcome;
@@ -56,11 +42,11 @@ struct side {
 
 void side_init(struct side *side, const struct plan *plan, struct outcome *outcome, uint32_t *latencies_ns);
 
-/* Keeps the line for the runner unless there is one already. Returns error, a negative errno. */
-__attribute__((format(printf, 3, 4))) int side_fail(struct side *side, int error, const char *format, ...);
+/* Keeps a line for the runner: as outcome_fail. */
+#define side_fail(side, ...) outcome_fail((side)->outcome, __VA_ARGS__)
 
-void side_start(struct side *side);
-void side_stop(struct side *side);
+static inline void side_start(struct side *side) { outcome_start(side->outcome); }
+static inline void side_stop(struct side *side) { outcome_stop(side->outcome); }
 
 /* side_take's clocks. */
 void side_reach_mark(struct side *side);
