@@ -122,15 +122,15 @@ static struct json_object *summary_object(const struct results *results, enum pl
 	return object;
 }
 
-static struct json_object *result_object(const struct results *results, size_t size, size_t transport)
+static struct json_object *result_object(const struct results *results, size_t size, size_t column)
 {
 	const struct options *options = results->options;
-	const struct cell *cell = results_cell(results, size, transport);
+	const struct cell *cell = results_cell(results, size, column);
 	struct json_object *object = json_object_new_object();
 	struct json_object *repetitions = json_object_new_array(), *summaries = json_object_new_array();
 
 	add_count(object, "size", options->sizes.sizes[size]);
-	add_text(object, "transport", options->transports[transport]->name);
+	add_text(object, "transport", options->columns[column].name);
 	add_text(object, "detail", cell->detail);
 	add_count(object, "messages", cell->messages);
 	for (size_t i = 0; i < cell->n; i++)
@@ -138,7 +138,7 @@ static struct json_object *result_object(const struct results *results, size_t s
 	for (int place = 0; place < PLACES; place++) {
 		struct row row;
 
-		if (results_row(results, size, transport, (enum place)place, &row))
+		if (results_row(results, size, column, (enum place)place, &row))
 			json_object_array_add(summaries, summary_object(results, (enum place)place, &row));
 	}
 	add(object, "repetitions", repetitions);
@@ -210,8 +210,8 @@ static struct json_object *report_object(const struct results *results)
 	add(object, "wharf_options", wharf_options_object(&options->plan));
 	add(object, "placement", placement_object(results));
 	for (size_t size = 0; size < options->sizes.n; size++)
-		for (size_t transport = 0; transport < options->n_transports; transport++)
-			json_object_array_add(cells, result_object(results, size, transport));
+		for (size_t column = 0; column < options->n_columns; column++)
+			json_object_array_add(cells, result_object(results, size, column));
 	add(object, "results", cells);
 	for (size_t i = 0; i < options->n_requirements; i++)
 		json_object_array_add(requirements, requirement_object(results, &options->requirements[i]));

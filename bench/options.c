@@ -186,21 +186,41 @@ static error_t parse_sizes(struct parser *parser, const char *text)
 	return 0;
 }
 
+static struct column *add_column(struct options *options, const char *name)
+{
+	struct column *column = &options->columns[options->n_columns++];
+
+	*column = (struct column){ .transport = NULL };
+	snprintf(column->name, sizeof column->name, "%s", name);
+	return column;
+}
+
+static bool find_column(const struct options *options, const char *name, size_t length, size_t *ret_index)
+{
+	for (size_t i = 0; i < options->n_columns; i++) {
+		if (strlen(options->columns[i].name) == length && !memcmp(options->columns[i].name, name, length)) {
+			*ret_index = i;
+			return true;
+		}
+	}
+	return false;
+}
+
 static error_t parse_transports(struct parser *parser, const char *text)
 {
 	struct options *options = parser->options;
+	size_t before;
 
-	options->n_transports = 0;
+	options->n_columns = 0;
 	for (;;) {
 		size_t length = strcspn(text, ",");
 		const struct transport *transport = transport_find(text, length);
 
 		if (!transport)
 			return complain(parser, "--transport: no such transport: '%.*s'", (int)length, text);
-		for (size_t i = 0; i < options->n_transports; i++)
-			if (options->transports[i] == transport)
-				return complain(parser, "--transport: '%s' is there twice", transport->name);
-		options->transports[options->n_transports++] = transport;
+		if (find_column(options, text, length, &before))
+			return complain(parser, "--transport: '%s' is there twice", transport->name);
+		add_column(options, transport->name)->transport = transport;
 		if (!text[length])
 			return 0;
 		text += length + 1;
@@ -233,20 +253,14 @@ static error_t parse_placement(struct parser *parser, const char *word)
 	return complain(parser, "--placement: '%s' is neither 'near' nor 'far' nor 'any'", word);
 }
 
-/* Takes a transport's name up to one of `stops` off *text. */
-static bool take_transport(const struct options *options, const char **text, const char *stops, size_t *ret_index)
+/* Takes a column's name up to one of `stops` off *text. */
+static bool take_column(const struct options *options, const char **text, const char *stops, size_t *ret_index)
 {
-	size_t length = strcspn(*text, stops);
-	const struct transport *transport = transport_find(*text, length);
+	const char *name = *text;
+	size_t length = strcspn(name, stops);
 
 	*text += length;
-	for (size_t i = 0; i < options->n_transports; i++) {
-		if (options->transports[i] == transport) {
-			*ret_index = i;
-			return true;
-		}
-	}
-	return false;
+	return find_column(options, name, length, ret_index);
 }
 
 static error_t parse_requirement(struct parser *parser, const char *text)
@@ -256,9 +270,9 @@ static error_t parse_requirement(struct parser *parser, const char *text)
 	const char *p = text;
 	size_t size;
 
-	if (!take_transport(options, &p, "/", &requirement.a) || *p++ != '/' ||
-	    !take_transport(options, &p, "<>", &requirement.b))
-		return complain(parser, "--require: '%s' does not begin with two transports measured, A/B", text);
+	if (!take_column(options, &p, "/", &requirement.a) || *p++ != '/' ||
+	    !take_column(options, &p, "<>", &requirement.b))
+		return complain(parser, "--require: '%s' does not begin with two of what is compared, A/B", text);
 	requirement.at_most = *p == '<';
 	if (!*p || p[1] != '=' || !parse_number(p + 2, 0, 1e12, &p, &requirement.bound) || *p++ != '@' ||
 	    size_parse(p, &size) < 0)
@@ -379,8 +393,8 @@ int options_parse(int argc, char **argv, struct options *ret_options)
 	struct parser parser = { .options = &options };
 	int at = 0;
 
-	for (; transports[options.n_transports]; options.n_transports++)
-		options.transports[options.n_transports] = transports[options.n_transports];
+	for (const struct transport *const *t = transports; *t; t++)
+		add_column(&options, (*t)->name)->transport = *t;
 	/* argp's own messages take two lines, and without them its own --help is silent. */
 	if (argp_parse(&grammar, argc, argv, ARGP_NO_ERRS | ARGP_NO_HELP, &at, &parser)) {
 		/* The word before is the option when this one is its value. */

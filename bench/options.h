@@ -12,9 +12,10 @@
 #include "transport.h"
 
 enum {
-	OPTIONS_TRANSPORTS_MAX = 8,
+	OPTIONS_COLUMNS_MAX = 8,
 	OPTIONS_REQUIREMENTS_MAX = 32,
 	OPTIONS_REPEAT_MAX = 1000,
+	OPTIONS_COLUMN_NAME_MAX = 16,
 };
 
 enum mode {
@@ -23,10 +24,16 @@ enum mode {
 	MODE_PROBE,
 };
 
+/* What is compared at each size, with the first. */
+struct column {
+	char name[OPTIONS_COLUMN_NAME_MAX];
+	const struct transport *transport;
+};
+
 /* --require A/B>=X@SIZE. */
 struct requirement {
 	const char *text;
-	size_t a, b;    /* indices into transports */
+	size_t a, b;    /* indices into columns */
 	bool at_most;   /* <= instead of >= */
 	double bound;
 	size_t size;    /* index into sizes */
@@ -35,8 +42,8 @@ struct requirement {
 struct options {
 	enum mode mode;
 	struct size_list sizes;
-	const struct transport *transports[OPTIONS_TRANSPORTS_MAX];
-	size_t n_transports;
+	struct column columns[OPTIONS_COLUMNS_MAX];
+	size_t n_columns;
 	struct requirement requirements[OPTIONS_REQUIREMENTS_MAX];
 	size_t n_requirements;
 	unsigned repeat;

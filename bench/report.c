@@ -42,14 +42,14 @@ static void print_head(const struct results *results, FILE *file)
 		results->options->mode == MODE_LATENCY ? "CPU ns/round trip" : "CPU ns/msg", "ratio", "rtt ns");
 }
 
-static void print_row(const struct results *results, size_t size, size_t transport, enum place place,
+static void print_row(const struct results *results, size_t size, size_t column, enum place place,
 	const struct row *row, FILE *file)
 {
 	const struct options *options = results->options;
 	char text[SIZE_TEXT_MAX];
 
 	fprintf(file, "%6s  %-9s  %-5s  %3zu", size_print(options->sizes.sizes[size], text),
-		options->transports[transport]->name, placement_name(place), row->n);
+		options->columns[column].name, placement_name(place), row->n);
 	if (options->mode == MODE_LATENCY)
 		fprintf(file, "  %8.2f  %8.2f  %8.2f  %8.2f  %8.2f  %8.2f", row->p50.median / 1e3, row->p50.min / 1e3,
 			row->p50.max / 1e3, row->p99 / 1e3, row->p999 / 1e3, row->max / 1e3);
@@ -98,11 +98,11 @@ void report_table(const struct results *results, FILE *file)
 	print_head(results, file);
 	for (size_t size = 0; size < options->sizes.n; size++) {
 		for (int place = 0; place < PLACES; place++) {
-			for (size_t transport = 0; transport < options->n_transports; transport++) {
+			for (size_t column = 0; column < options->n_columns; column++) {
 				struct row row;
 
-				if (results_row(results, size, transport, (enum place)place, &row))
-					print_row(results, size, transport, (enum place)place, &row, file);
+				if (results_row(results, size, column, (enum place)place, &row))
+					print_row(results, size, column, (enum place)place, &row, file);
 			}
 		}
 	}

@@ -9,7 +9,7 @@
 int results_init(struct results *results, const struct options *options)
 {
 	*results = (struct results){ .options = options };
-	results->cells = calloc(options->sizes.n * options->n_transports, sizeof *results->cells);
+	results->cells = calloc(options->sizes.n * options->n_columns, sizeof *results->cells);
 	if (!results->cells)
 		return -ENOMEM;
 	placement_init(&results->placement, options->near_max_ns);
@@ -23,9 +23,9 @@ void results_fini(struct results *results)
 	results->cells = NULL;
 }
 
-struct cell *results_cell(const struct results *results, size_t size, size_t transport)
+struct cell *results_cell(const struct results *results, size_t size, size_t column)
 {
-	return &results->cells[size * results->options->n_transports + transport];
+	return &results->cells[size * results->options->n_columns + column];
 }
 
 static enum place place_of(const struct results *results, const struct sample *sample)
@@ -34,11 +34,11 @@ static enum place place_of(const struct results *results, const struct sample *s
 }
 
 /* The row without its ratio. */
-static bool summarise(const struct results *results, size_t size, size_t transport, enum place place,
+static bool summarise(const struct results *results, size_t size, size_t column, enum place place,
 	struct row *ret_row)
 {
 	enum { PER_SECOND, CPU_SENDER, CPU_RECEIVER, P50, P99, P999, MAX, RTT_BEFORE, RTT_AFTER, COLUMNS };
-	const struct cell *cell = results_cell(results, size, transport);
+	const struct cell *cell = results_cell(results, size, column);
 	double values[COLUMNS][OPTIONS_REPEAT_MAX];
 	struct spread spreads[COLUMNS];
 	size_t n = 0;
@@ -84,11 +84,11 @@ double results_figure(const struct results *results, const struct row *row)
 	return results->options->mode == MODE_LATENCY ? row->p50.median : row->per_second.median;
 }
 
-bool results_row(const struct results *results, size_t size, size_t transport, enum place place, struct row *ret_row)
+bool results_row(const struct results *results, size_t size, size_t column, enum place place, struct row *ret_row)
 {
 	struct row row, first;
 
-	if (!summarise(results, size, transport, place, &row))
+	if (!summarise(results, size, column, place, &row))
 		return false;
 	if (summarise(results, size, 0, place, &first))
 		row.ratio = results_figure(results, &row) / results_figure(results, &first);
@@ -121,7 +121,7 @@ void results_count(const struct results *results, unsigned ret_counts[PLACES + 1
 
 	for (int place = 0; place <= PLACES; place++)
 		ret_counts[place] = 0;
-	for (size_t i = 0; i < options->sizes.n * options->n_transports; i++)
+	for (size_t i = 0; i < options->sizes.n * options->n_columns; i++)
 		for (size_t k = 0; k < results->cells[i].n; k++)
 			ret_counts[place_of(results, &results->cells[i].samples[k])]++;
 }

@@ -20,7 +20,7 @@ struct sample {
 	struct latency latency;      /* MODE_LATENCY */
 };
 
-/* All repetitions of one size and transport. */
+/* All repetitions of one size and column. */
 struct cell {
 	uint64_t messages;           /* of each repetition, the warming ones not included */
 	char detail[OUTCOME_DETAIL_MAX];
@@ -40,9 +40,9 @@ struct results {
 int results_init(struct results *results, const struct options *options);
 void results_fini(struct results *results);
 
-struct cell *results_cell(const struct results *results, size_t size, size_t transport);
+struct cell *results_cell(const struct results *results, size_t size, size_t column);
 
-/* The repetitions of one size and transport in one placement. */
+/* The repetitions of one size and column in one placement. */
 struct row {
 	size_t n;
 	struct spread per_second;
@@ -52,11 +52,11 @@ struct row {
 	/* MODE_LATENCY, in ns: medians of the repetitions' p50 and so on, and the greatest maximum. */
 	struct spread p50;
 	double p99, p999, max;
-	double ratio;                /* to the first transport's row of the same size and placement; NAN: it has none */
+	double ratio;                /* to the first column's row of the same size and placement; NAN: it has none */
 };
 
 /* False: there are none. */
-bool results_row(const struct results *results, size_t size, size_t transport, enum place place, struct row *ret_row);
+bool results_row(const struct results *results, size_t size, size_t column, enum place place, struct row *ret_row);
 
 /* The row's figure that ratios are made of: messages per second, or the p50. */
 double results_figure(const struct results *results, const struct row *row);

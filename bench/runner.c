@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* The runner: calibrates each size and transport once, then goes round all of them, probing before and after each. */
+/* The runner: calibrates each size and column once, then goes round all of them, probing before and after each. */
 #include "runner.h"
 
 #include <errno.h>
@@ -44,10 +44,10 @@ static int probe(const struct options *options, struct placement *placement, dou
 	return r;
 }
 
-static struct repetition repetition_of(const struct options *options, size_t size, size_t transport, uint64_t messages)
+static struct repetition repetition_of(const struct options *options, size_t size, size_t column, uint64_t messages)
 {
 	struct repetition repetition = {
-		.transport = options->transports[transport],
+		.transport = options->columns[column].transport,
 		.cpus = options->cpus,
 		.latency = options->mode == MODE_LATENCY,
 		.timeout_ms = TIMEOUT_MS + (int)(options->seconds * 1000 * TIMEOUT_FACTOR),
@@ -61,14 +61,14 @@ static struct repetition repetition_of(const struct options *options, size_t siz
 }
 
 /* Finds out how many messages take about the time of a repetition. */
-static int calibrate(struct runner *runner, size_t size, size_t transport)
+static int calibrate(struct runner *runner, size_t size, size_t column)
 {
 	const struct options *options = runner->options;
-	struct cell *cell = results_cell(runner->results, size, transport);
+	struct cell *cell = results_cell(runner->results, size, column);
 	double max = options->mode == MODE_LATENCY ? ROUND_TRIPS_MAX : MESSAGES_MAX, messages = FIRST_MESSAGES;
 
 	for (bool last = false; !last;) {
-		struct repetition repetition = repetition_of(options, size, transport, (uint64_t)messages);
+		struct repetition repetition = repetition_of(options, size, column, (uint64_t)messages);
 		struct sample sample;
 		double factor;
 		int r;
@@ -113,22 +113,22 @@ static bool counts(const struct runner *runner, double before_ns, double after_n
 	return place != PLACE_MOVED && (!runner->options->place_wanted || place == runner->options->place);
 }
 
-static void tell(const struct runner *runner, size_t size, size_t transport, const struct sample *sample)
+static void tell(const struct runner *runner, size_t size, size_t column, const struct sample *sample)
 {
 	char text[SIZE_TEXT_MAX];
 
 	fprintf(stderr, "%6s  %-10s  rtt %4.0f..%-4.0f ns  %10.4f M/s  cpu %.0f + %.0f ns%s\n",
-		size_print(runner->options->sizes.sizes[size], text), runner->options->transports[transport]->name,
+		size_print(runner->options->sizes.sizes[size], text), runner->options->columns[column].name,
 		sample->rtt_before_ns, sample->rtt_after_ns, sample->per_second / 1e6, sample->cpu_ns[0],
 		sample->cpu_ns[1],
 		counts(runner, sample->rtt_before_ns, sample->rtt_after_ns) ? "" : "  does not count");
 }
 
 /* One repetition that counts; when patience is over, none, or one that only the last threshold may make count. */
-static int measure(struct runner *runner, size_t size, size_t transport)
+static int measure(struct runner *runner, size_t size, size_t column)
 {
-	struct cell *cell = results_cell(runner->results, size, transport);
-	struct repetition repetition = repetition_of(runner->options, size, transport, cell->messages);
+	struct cell *cell = results_cell(runner->results, size, column);
+	struct repetition repetition = repetition_of(runner->options, size, column, cell->messages);
 
 	for (;;) {
 		struct sample sample;
@@ -148,7 +148,7 @@ static int measure(struct runner *runner, size_t size, size_t transport)
 			sample.rtt_before_ns = before_ns;
 			sample.rtt_after_ns = after_ns;
 			if (runner->options->verbose)
-				tell(runner, size, transport, &sample);
+				tell(runner, size, column, &sample);
 			if (counts(runner, before_ns, after_ns)) {
 				cell->samples[cell->n++] = sample;
 				return 0;
@@ -173,17 +173,17 @@ int runner_run(struct results *results)
 	int r;
 
 	for (size_t size = 0; size < options->sizes.n; size++) {
-		for (size_t transport = 0; transport < options->n_transports; transport++) {
-			r = calibrate(&runner, size, transport);
+		for (size_t column = 0; column < options->n_columns; column++) {
+			r = calibrate(&runner, size, column);
 			if (r < 0)
 				return r;
 		}
 	}
 	for (unsigned i = 0; i < options->repeat; i++) {
 		for (size_t size = 0; size < options->sizes.n; size++) {
-			for (size_t k = 0; k < options->n_transports; k++) {
+			for (size_t k = 0; k < options->n_columns; k++) {
 				/* Each has its turn at being first. */
-				r = measure(&runner, size, (k + i) % options->n_transports);
+				r = measure(&runner, size, (k + i) % options->n_columns);
 				if (r < 0)
 					return r;
 			}
