@@ -421,7 +421,8 @@ struct wharf_port_options {
 	uint32_t rx_streams_max;      /* at once; default 1024, at most 4096 */
 	uint32_t rx_calls_max;        /* of the peer's, at once; default 1024, at most 65536 */
 	uint32_t rx_fds_max;          /* descriptors per message; default 0: none, at most 253 */
-	uint32_t rx_msgs_per_turn;    /* delivered before other ports have their turn, whole frames; default 65536 */
+	/* delivered before other ports have their turn, if not 1 MiB of payload comes first; whole frames; default 65536 */
+	uint32_t rx_msgs_per_turn;
 	uint32_t untrusted;           /* 1: deliver private copies, which the peer cannot change under the reader. No memory
 	                               * for one ends the port: WHARF_CLOSE_ERROR, ENOMEM */
 	uint32_t reserved;

@@ -192,6 +192,7 @@ static void deliver_in_place(struct wh_flow *flow, const struct wh_record *r, co
 	}
 	port->stats.rx_bytes += m.pub.size;
 	port->bytes_unreported += m.pub.size;
+	port->bytes_this_turn += m.pub.size;
 	port->stats.rx_fds += in->n_fds;
 	wh_flow_deliver(flow, &m);
 	wh_fds_close(fds, in->n_fds);
@@ -354,6 +355,7 @@ static const char *take_piece(struct wh_flow *flow, const struct wh_record *r, c
 	release_runs(port, r, in);
 	port->stats.rx_bytes += bytes;
 	port->bytes_unreported += bytes;
+	port->bytes_this_turn += bytes;
 	if (flow->kind != WH_FLOW_PLAIN)
 		wh_flow_give_back(flow, wh_flow_charge(bytes));
 	if (r->flags & WH_RECORD_LAST)

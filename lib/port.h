@@ -24,6 +24,8 @@ enum {
 	WH_WINDOW_BYTES = 8 << 20,
 	WH_REPORT_BYTES = 2 << 20,       /* read since the last report: then it is time for the next */
 	WH_CONTROL_ROOM = 512,           /* kept free in a data frame for control records */
+	/* Payload of one port in a turn, if it is not alone: its whole window is 8 ms of a handler that reads 1 GB/s. */
+	WH_TURN_BYTES = 1 << 20,
 	/* payload that waits before a send submits by itself: the receiver must not idle meanwhile */
 	WH_FLUSH_BYTES = 1 << 20,
 	WH_ACCUMULATORS = 8,             /* release words collected at once; a power of two */
@@ -154,6 +156,7 @@ struct wharf_port {
 	uint32_t report_every;
 	uint64_t mapped_bytes_max;
 	uint32_t msgs_per_turn, msgs_this_turn, msgs_turn;
+	uint64_t bytes_this_turn;        /* payload */
 	struct wh_list held;
 	uint32_t n_held;
 	uint32_t n_held_fds;

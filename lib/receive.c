@@ -173,6 +173,7 @@ static const struct wh_record *deliver(struct wharf_port *port, const struct wh_
 	port->stats.rx_messages += n_messages;
 	port->stats.rx_bytes += n_bytes;
 	port->bytes_unreported += n_bytes;
+	port->bytes_this_turn += n_bytes;
 	return r;
 }
 
@@ -193,7 +194,12 @@ static void frame_read(struct wharf_port *port, const struct wh_frame *frame, co
 
 static bool share_is_used(const struct wharf_port *port)
 {
-	return port->msgs_turn == port->source.loop->turn && port->msgs_this_turn >= port->msgs_per_turn;
+	const struct wharf_loop *loop = port->source.loop;
+
+	if (port->msgs_turn != loop->turn)
+		return false;
+	return port->msgs_this_turn >= port->msgs_per_turn ||
+		(port->bytes_this_turn >= WH_TURN_BYTES && loop->n_users > 1);
 }
 
 static void count_share(struct wharf_port *port, const struct wh_frame *frame)
@@ -201,6 +207,7 @@ static void count_share(struct wharf_port *port, const struct wh_frame *frame)
 	if (port->msgs_turn != port->source.loop->turn) {
 		port->msgs_turn = port->source.loop->turn;
 		port->msgs_this_turn = 0;
+		port->bytes_this_turn = 0;
 	}
 	port->msgs_this_turn += frame->n_records;
 }
@@ -275,9 +282,10 @@ static void free_held(struct wharf_port *port, struct wh_held *held)
 	free(held);
 }
 
-void wh_port_deliver_held(struct wharf_port *port)
+/* all: whatever the share of the turn. */
+static void deliver_held(struct wharf_port *port, bool all)
 {
-	while (!stopped(port) && !wh_list_empty(&port->held) && !share_is_used(port)) {
+	while (!stopped(port) && !wh_list_empty(&port->held) && (all || !share_is_used(port))) {
 		struct wh_held *held = wh_container_of(port->held.next, struct wh_held, link);
 		const struct wh_frame *frame = (const struct wh_frame *)held->frame;
 		struct wh_rx rx = { .sent_ns = frame->turn_ns,
@@ -331,6 +339,8 @@ void wh_port_drop_held(struct wharf_port *port, enum wh_record_kind kind, uint64
 	}
 }
 
+void wh_port_deliver_held(struct wharf_port *port) { deliver_held(port, false); }
+
 void wh_port_drop_input(struct wharf_port *port)
 {
 	while (!wh_list_empty(&port->held))
@@ -354,16 +364,6 @@ static void receive_lingering(struct wharf_port *port, const struct wh_event *ev
 	wh_port_linger(port);
 }
 
-/* Frames in front of one that ends the port have arrived in good order: their share of the turn is waived. */
-static void deliver_all_held(struct wharf_port *port)
-{
-	uint32_t share = port->msgs_per_turn;
-
-	port->msgs_per_turn = UINT32_MAX;
-	wh_port_deliver_held(port);
-	port->msgs_per_turn = share;
-}
-
 static void receive(struct wharf_port *port, struct wh_event *event)
 {
 	const struct wh_frame *frame = event->bytes;
@@ -374,8 +374,9 @@ static void receive(struct wharf_port *port, struct wh_event *event)
 
 	if (!event->truncated)
 		error = wh_frame_check(event->bytes, event->size, event->n_fds, event->fds_lost, &port->limits, &why);
+	/* Frames in front of one that ends the port have arrived in good order. */
 	if (error)
-		deliver_all_held(port);
+		deliver_held(port, true);
 	if (error == -EPROTONOSUPPORT) {
 		wh_port_fail(port, WHARF_CLOSE_MISMATCH, EPROTONOSUPPORT, WH_BYE_MISMATCH,
 			"another version of the protocol", "the peer speaks another version of the protocol");

@@ -4,10 +4,11 @@
 #include <errno.h>
 #include <stdio.h>
 
+#include "apart.h"
 #include "harness.h"
-#include "pair.h"
 
 static struct pair p;
+static struct apart q;
 
 static const struct wharf_port_options *options(struct wharf_port_options *o)
 {
@@ -182,6 +183,55 @@ Test(port_flow, a_share_of_a_turn_bounds_what_is_delivered_in_it)
 	}
 	cr_assert_eq(least, 30);
 	pair_free(&p);
+}
+
+enum { FLOOD = 6, FLOOD_BYTES = 1 << 20 };
+
+/* From a to b, until they lie in b's socket. */
+static void send_flood(void)
+{
+	struct wharf_buf b;
+
+	for (uint32_t i = 0; i < FLOOD; i++) {
+		cr_assert_eq(wharf_buf_claim(wharf_port_pool(q.a.port), FLOOD_BYTES, &b), 0);
+		cr_assert_eq(wharf_send_buf(q.a.port, i, &b), 0);
+		cr_assert_geq(wharf_loop_step(q.loop_a, 0), 0);
+	}
+}
+
+Test(port_flow, a_flood_leaves_each_turn_to_other_ports_after_a_megabyte)
+{
+	struct end from = { 0 }, to = { 0 };
+	int fds[2];
+
+	apart_open(&q, NULL, NULL, NULL);
+	cr_assert_eq(wharf_pair(fds), 0);
+	apart_end(q.loop_a, fds[0], &from, NULL);
+	apart_end(q.loop_b, fds[1], &to, NULL);
+	apart_settle(&q);
+	send_flood();
+	cr_assert_eq(wharf_send_bytes(from.port, 1, "small", 5), 0);
+	cr_assert_geq(wharf_loop_step(q.loop_a, 0), 0);
+	cr_assert_geq(wharf_loop_step(q.loop_b, 0), 0);
+	cr_assert_eq(q.b.n_messages, 1);
+	cr_assert_eq(to.n_messages, 1, "it waits for one message of the flood, not for all");
+	for (size_t before = 1; q.b.n_messages < FLOOD; before++) {
+		int more = wharf_loop_step(q.loop_b, 0);
+		cr_assert_eq(q.b.n_messages, before + 1);
+		cr_assert(more > 0 || before + 1 == FLOOD, "the rest waits in this process: the loop must not sleep");
+	}
+	for (uint32_t i = 0; i < FLOOD; i++)
+		cr_assert_eq(q.b.seen[i].type, i);
+	apart_free(&q);
+}
+
+Test(port_flow, a_port_that_is_alone_on_its_loop_has_the_whole_turn)
+{
+	apart_open(&q, NULL, NULL, NULL);
+	send_flood();
+	cr_assert_geq(wharf_loop_step(q.loop_b, 0), 0);
+	cr_assert_eq(q.b.n_messages, FLOOD);
+	apart_free(&q);
 }
 
 /* ---- Untrusted peers ---- */
