@@ -26,6 +26,7 @@ struct plan {
 	size_t inline_max; /* wharf: up to this size as bytes, not in a buffer */
 	size_t pool_bytes; /* wharf; 0: the library's default */
 	size_t frame_bytes; /* wharf; 0: the library's default */
+	size_t rx_buffers; /* wharf; 0: the library's default */
 	size_t sndbuf;     /* sockets: SO_SNDBUF */
 };
 
