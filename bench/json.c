@@ -1,31 +1,46 @@
 /* SPDX-License-Identifier: MIT */
 /*
  * The JSON report, schema "wharf-bench/1". A change that a reader could trip over makes it /2; new members do not.
- * Times are in the unit that a member's name ends with; "messages" are round trips when the command is latency.
+ * Times are in the unit that a member's name ends with; "messages" are round trips when the command is latency or
+ * fairness, and those of each port when it is fanin.
  *
  *   schema         "wharf-bench/1"
  *   wharf          version of the library
  *   kernel         release
- *   command        "throughput" or "latency"
+ *   command        "throughput", "latency", "fanin" or "fairness"
  *   touch          "full" or "first"
  *   spin           whether both sides polled
  *   cpus           [sender's, receiver's]
  *   seconds        length asked for, of a repetition
- *   repeat         repetitions asked for, of each size and transport
- *   wharf_options  {inline_max, pool_bytes, frame_bytes (0: the library's default), wait: "spin" or "block"}
+ *   repeat         repetitions asked for, of each size and transport or the like
+ *   wharf_options  {inline_max, pool_bytes, frame_bytes, rx_buffers (0: the library's default),
+ *                  wait: "spin" or "block"}
+ *   burst          fanin, fairness: messages to one port before the next has its turn
+ *   flood          fairness: {ports, size, reads}
  *   placement      {near_below_ns, source: "found", "given" or "assumed", rtt_min_ns, rtt_max_ns,
  *                  and counts of repetitions: near, far, repeated, left_out}
- *   results        one for each size and transport:
- *     size, transport
+ *   results        one for each size and transport, number of ports or scenario:
+ *     size, transport; fanin: ports; fairness: scenario: "quiet", "elsewhere" (the flood has a receiver of its own)
+ *                  or "flood"
  *     detail       what the transport ran on: its engine, its buffer
  *     messages     of each repetition
  *     repetitions  [{place: "near", "far" or "moved", rtt_before_ns, rtt_after_ns, seconds, messages_per_second,
- *                  cpu_sender_ns, cpu_receiver_ns, and for latency p50_ns, p99_ns, p999_ns, max_ns}]
+ *                  cpu_sender_ns, cpu_receiver_ns, and for round trips p50_ns, p99_ns, p999_ns, max_ns; and what the
+ *                  command has besides, see below}]
  *     summaries    one for each of near and far that has repetitions:
  *                  [{place, n, messages_per_second: {min, median, max}, gb_per_second, cpu_sender_ns, cpu_receiver_ns,
- *                  and for latency p50_ns: {min, median, max}, p99_ns, p999_ns, max_ns; ratio: to the first transport,
- *                  of the median messages_per_second or, for latency, p50_ns; null: not measured in this placement}]
+ *                  and for round trips p50_ns: {min, median, max}, p99_ns, p999_ns, max_ns; ratio: to the first of
+ *                  them, of the median messages_per_second or, for round trips, p50_ns; null: not measured in this
+ *                  placement; fairness: p50_to_quiet, p99_to_quiet, p50_to_elsewhere, p99_to_elsewhere; and what the
+ *                  command has besides}]
  *   requirements   [{text, measured, met, place and ratio (null: not measured)}]
+ *
+ * fanin has besides: senders; open_seconds and close_seconds, until all ports were; slowest_to_median, when the last
+ * port had all of its messages, in times of when the median port had; count_min_to_mean and count_max_to_mean, the
+ * fewest and the most messages that one port had when half of all had arrived, in times of the mean; and for each port
+ * of the receiver, idle and after the last message (active), {idle,active}_heap_bytes, _control_bytes (the library's,
+ * outside the heap), _rss_bytes (shared segments included; no socket memory), _fds, _mappings.
+ * fairness has besides: flood_gb_per_second, what all flooding ports carried. Its cpu_receiver_ns is 0: not measured.
  *
  * CPU times are per message. Summaries are medians of their repetitions, but for max_ns, the greatest.
  */
@@ -34,6 +49,7 @@
 #include <math.h>
 #include <sys/utsname.h>
 
+#include "fairness.h"
 #include "report.h"
 #include "wharf.h"
 
@@ -81,6 +97,14 @@ static void add_spread(struct json_object *to, const char *name, const struct sp
 	add(to, name, object);
 }
 
+static void add_extras(struct json_object *to, const struct results *results, const double *extras)
+{
+	const char *const *names = results_extras(results);
+
+	for (size_t i = 0; names[i]; i++)
+		add_number(to, names[i], extras[i]);
+}
+
 static struct json_object *repetition_object(const struct results *results, const struct sample *sample)
 {
 	struct json_object *object = json_object_new_object();
@@ -93,16 +117,30 @@ static struct json_object *repetition_object(const struct results *results, cons
 	add_number(object, "messages_per_second", sample->per_second);
 	add_number(object, "cpu_sender_ns", sample->cpu_ns[0]);
 	add_number(object, "cpu_receiver_ns", sample->cpu_ns[1]);
-	if (results->options->mode == MODE_LATENCY) {
+	if (results_of_round_trips(results)) {
 		add_count(object, "p50_ns", sample->latency.p50_ns);
 		add_count(object, "p99_ns", sample->latency.p99_ns);
 		add_count(object, "p999_ns", sample->latency.p999_ns);
 		add_count(object, "max_ns", sample->latency.max_ns);
 	}
+	add_extras(object, results, sample->extras);
 	return object;
 }
 
-static struct json_object *summary_object(const struct results *results, enum place place, const struct row *row)
+static void add_against(struct json_object *to, const struct results *results, size_t size, size_t column,
+	enum place place)
+{
+	struct against quiet = results_against(results, size, column, SCENARIO_QUIET, place);
+	struct against elsewhere = results_against(results, size, column, SCENARIO_ELSEWHERE, place);
+
+	add_number(to, "p50_to_quiet", quiet.p50);
+	add_number(to, "p99_to_quiet", quiet.p99);
+	add_number(to, "p50_to_elsewhere", elsewhere.p50);
+	add_number(to, "p99_to_elsewhere", elsewhere.p99);
+}
+
+static struct json_object *summary_object(const struct results *results, size_t size, size_t column, enum place place,
+	const struct row *row)
 {
 	struct json_object *object = json_object_new_object();
 
@@ -112,14 +150,25 @@ static struct json_object *summary_object(const struct results *results, enum pl
 	add_number(object, "gb_per_second", row->gb_per_second);
 	add_number(object, "cpu_sender_ns", row->cpu_ns[0]);
 	add_number(object, "cpu_receiver_ns", row->cpu_ns[1]);
-	if (results->options->mode == MODE_LATENCY) {
+	if (results_of_round_trips(results)) {
 		add_spread(object, "p50_ns", &row->p50);
 		add_number(object, "p99_ns", row->p99);
 		add_number(object, "p999_ns", row->p999);
 		add_number(object, "max_ns", row->max);
 	}
 	add_number(object, "ratio", row->ratio);
+	if (results->options->mode == MODE_FAIRNESS)
+		add_against(object, results, size, column, place);
+	add_extras(object, results, row->extras);
 	return object;
+}
+
+static void add_column(struct json_object *to, enum mode mode, const struct column *column)
+{
+	if (mode == MODE_FANIN)
+		add_count(to, "ports", column->ports);
+	else
+		add_text(to, mode == MODE_FAIRNESS ? "scenario" : "transport", column->name);
 }
 
 static struct json_object *result_object(const struct results *results, size_t size, size_t column)
@@ -130,7 +179,7 @@ static struct json_object *result_object(const struct results *results, size_t s
 	struct json_object *repetitions = json_object_new_array(), *summaries = json_object_new_array();
 
 	add_count(object, "size", options->sizes.sizes[size]);
-	add_text(object, "transport", options->columns[column].name);
+	add_column(object, options->mode, &options->columns[column]);
 	add_text(object, "detail", cell->detail);
 	add_count(object, "messages", cell->messages);
 	for (size_t i = 0; i < cell->n; i++)
@@ -139,7 +188,8 @@ static struct json_object *result_object(const struct results *results, size_t s
 		struct row row;
 
 		if (results_row(results, size, column, (enum place)place, &row))
-			json_object_array_add(summaries, summary_object(results, (enum place)place, &row));
+			json_object_array_add(summaries,
+				summary_object(results, size, column, (enum place)place, &row));
 	}
 	add(object, "repetitions", repetitions);
 	add(object, "summaries", summaries);
@@ -184,7 +234,18 @@ static struct json_object *wharf_options_object(const struct plan *plan)
 	add_count(object, "inline_max", plan->inline_max);
 	add_count(object, "pool_bytes", plan->pool_bytes);
 	add_count(object, "frame_bytes", plan->frame_bytes);
+	add_count(object, "rx_buffers", plan->rx_buffers);
 	add_text(object, "wait", plan->block ? "block" : "spin");
+	return object;
+}
+
+static struct json_object *flood_object(const struct options *options)
+{
+	struct json_object *object = json_object_new_object();
+
+	add_count(object, "ports", options->floods);
+	add_count(object, "size", options->flood_bytes);
+	add_count(object, "reads", options->flood_reads);
 	return object;
 }
 
@@ -208,6 +269,10 @@ static struct json_object *report_object(const struct results *results)
 	add_number(object, "seconds", options->seconds);
 	add_count(object, "repeat", options->repeat);
 	add(object, "wharf_options", wharf_options_object(&options->plan));
+	if (options->mode == MODE_FANIN || options->mode == MODE_FAIRNESS)
+		add_count(object, "burst", options->burst);
+	if (options->mode == MODE_FAIRNESS)
+		add(object, "flood", flood_object(options));
 	add(object, "placement", placement_object(results));
 	for (size_t size = 0; size < options->sizes.n; size++)
 		for (size_t column = 0; column < options->n_columns; column++)

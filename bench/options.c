@@ -11,6 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "fairness.h"
 #include "process.h"
 #include "wharf.h"
 
@@ -32,24 +33,52 @@ enum {
 	OPTION_POOL,
 	OPTION_FRAME,
 	OPTION_SNDBUF,
+	OPTION_RX_BUFFERS,
+	OPTION_PORTS,
+	OPTION_SENDERS,
+	OPTION_BURST,
+	OPTION_FLOODS,
+	OPTION_FLOOD_SIZE,
+	OPTION_FLOOD_READS,
 };
+
+enum { PORTS_MAX = 1000000, SENDERS_MAX = 63, FLOODS_MAX = 1000, FLOOD_READS_MAX = 1000, BURST_MAX = 1 << 20 };
 
 /* Tried from 208 KiB to 4 MiB: with less, large messages were slower; with more, nothing was clearly faster. */
 enum { SNDBUF_DEFAULT = 1 << 20 };
 
 static const char doc[] =
-	"Measures message transports between two processes on two CPUs, every message checked."
+	"Measures message transports between processes on two CPUs, every message checked."
 	"\vCommands: `throughput' sends as many messages as the transport takes; `latency' sends one at a time, to "
-	"and fro, and times each round trip; `probe' prints the round trip of a cache line between the two CPUs.\n"
+	"and fro, and times each round trip; `fanin' sends on many ports of wharf at once to one loop; `fairness' "
+	"times round trips of small messages with a loop that large ones flood; `probe' prints the round trip of a "
+	"cache line between the two CPUs.\n"
+	"\n"
+	"Fan-in: every port sends the same number of messages, in bursts, by turns. Listed are their rate "
+	"altogether; when the last port had all of its messages, in times of when the median port had; the fewest "
+	"and the most that one port had when half of all had arrived, in times of the mean (few messages per port: "
+	"this tells what lies in the pools, not who gets more; --seconds helps); and what a port costs the receiver, "
+	"idle and used: heap, control memory (the library's, outside the heap), resident memory with shared "
+	"segments, descriptors, mappings. The kernel's memory for sockets is not counted. All senders share one "
+	"CPU. 640 MiB are shared by the pools of all ports, 64 KiB to 64 MiB each, if --pool does not say "
+	"otherwise; every pool is gone through before the clocks start, and twice after that at least.\n"
+	"\n"
+	"Fairness: on two CPUs a flood takes time from the small port in two ways, by its processes' share of the "
+	"CPUs and by its messages' share of the loop. So there are three scenarios: `quiet' has no flood; "
+	"`elsewhere' has the same flood between the same CPUs, but into a loop of another process; `flood' has it "
+	"in the same loop. The flood's ratio to `elsewhere' is what the loop does, the rest is what the scheduler "
+	"does. A receiver that is faster than the sender has no flood to deal with: --flood-reads makes it slower.\n"
 	"\n"
 	"SIZE is a number of bytes with an optional k, m or g. Message sizes are multiples of 8.\n"
 	"\n"
 	"The CPUs of a virtual machine move: near each other a cache line takes about 100 ns to and fro, far apart "
-	"about 450. Each repetition is probed before and after, one during which they moved is repeated, and only like "
-	"placements are compared. The ratio of a row is its median divided by the first transport's.\n"
+	"about 450. Each repetition is probed before and after, one during which they moved is repeated, and only "
+	"like placements are compared. The ratio of a row is its median divided by the first one's: transport, "
+	"number of ports, or scenario.\n"
 	"\n"
-	"A requirement like `wharf/seqpacket>=30@64' is about the ratio of two medians at a size (latency: of their "
-	"p50), in near placement if both were measured there, else in far placement. It can be given more than once.\n"
+	"A requirement like `wharf/seqpacket>=30@64', `1000/1>=0.8@64' or `flood/elsewhere<=3@64' is about the "
+	"ratio of two medians at a size (round trips: of their p50), in near placement if both were measured "
+	"there, else in far placement. It can be given more than once.\n"
 	"\n"
 	"The form of the JSON is described in bench/json.c.\n"
 	"\n"
@@ -57,10 +86,19 @@ static const char doc[] =
 	"requirement is not met, or was not measured; 77 there are no two CPUs.";
 
 static const struct argp_option option_table[] = {
-	{ "sizes", 's', "SIZE,...", 0, "message sizes; default 64,256,1k,16k,1m", 1 },
-	{ "transport", 't', "NAME,...", 0, "of wharf, seqpacket, stream; default all, in this order", 1 },
+	{ "sizes", 's', "SIZE,...", 0,
+		"message sizes; default 64,256,1k,16k,1m; fanin 64,1k,16k; fairness 64, of the small messages", 1 },
+	{ "transport", 't', "NAME,...", 0,
+		"throughput, latency: of wharf, seqpacket, stream; default all, in this order", 1 },
+	{ "ports", OPTION_PORTS, "N,...", 0, "fanin: numbers of ports; default 1,10,100,1000,10000", 1 },
+	{ "senders", OPTION_SENDERS, "N", 0,
+		"fanin: processes that share the ports; default as few as RLIMIT_NOFILE lets", 1 },
+	{ "floods", OPTION_FLOODS, "N", 0, "fairness: flooding ports; default 1", 1 },
+	{ "flood-size", OPTION_FLOOD_SIZE, "SIZE", 0, "fairness: messages of the flood; default 1m", 1 },
+	{ "flood-reads", OPTION_FLOOD_READS, "N", 0,
+		"fairness: times that a receiver reads each payload; default 1", 1 },
 	{ "touch", OPTION_TOUCH, "full|first", 0, "write and read all of a payload (default) or its first word", 1 },
-	{ "repeat", 'r', "N", 0, "repetitions of each size and transport; default 5", 1 },
+	{ "repeat", 'r', "N", 0, "repetitions of each size and transport, or the like; default 5", 1 },
 	{ "seconds", OPTION_SECONDS, "S", 0, "length of a repetition, about; default 0.5", 1 },
 	{ "spin", OPTION_SPIN, NULL, 0, "both sides poll instead of sleeping", 1 },
 	{ "cpus", OPTION_CPUS, "A,B", 0, "the sender's and the receiver's CPU; default the first two", 2 },
@@ -74,8 +112,11 @@ static const struct argp_option option_table[] = {
 	{ "verbose", 'v', NULL, 0, "tell of each repetition on stderr", 3 },
 	{ "inline-max", OPTION_INLINE_MAX, "SIZE", 0, "wharf: sizes up to this are sent as bytes; default 0", 4 },
 	{ "pool", OPTION_POOL, "SIZE", 0, "wharf: the pool's bytes_max; default the library's", 4 },
+	{ "rx-buffers", OPTION_RX_BUFFERS, "N", 0, "wharf: rx_buffers, a power of two; default the library's", 4 },
 	{ "frame", OPTION_FRAME, "SIZE", 0, "wharf: frame_bytes_max; default the library's", 4 },
 	{ "wait", OPTION_WAIT, "spin|block", 0, "wharf: what a sender without room does; default spin", 4 },
+	{ "burst", OPTION_BURST, "N", 0,
+		"fanin, fairness: messages to one port before the next has its turn; default 1024", 4 },
 	{ "sndbuf", OPTION_SNDBUF, "SIZE", 0, "sockets: SO_SNDBUF; default 1m", 5 },
 	{ NULL, 0, NULL, 0, NULL, 0 },
 };
@@ -83,7 +124,8 @@ static const struct argp_option option_table[] = {
 struct parser {
 	struct options *options;
 	const char *require[OPTIONS_REQUIREMENTS_MAX]; /* parsed last: they name sizes and transports */
-	bool command, cpus, told;
+	bool command, cpus, sizes, told;
+	const char *transports, *ports; /* likewise: which of them count depends on the command */
 };
 
 __attribute__((format(printf, 2, 3))) static error_t complain(struct parser *parser, const char *format, ...)
@@ -108,6 +150,10 @@ const char *options_mode_name(enum mode mode)
 		return "throughput";
 	case MODE_LATENCY:
 		return "latency";
+	case MODE_FANIN:
+		return "fanin";
+	case MODE_FAIRNESS:
+		return "fairness";
 	case MODE_PROBE:
 		return "probe";
 	}
@@ -163,6 +209,28 @@ static error_t parse_double(struct parser *parser, const char *name, const char 
 	return 0;
 }
 
+static error_t parse_count(struct parser *parser, const char *name, const char *text, size_t max, size_t *ret_count)
+{
+	double number = 0;
+	error_t error = parse_double(parser, name, text, 1, (double)max, &number);
+
+	if (!error && floor(number) < number)
+		return complain(parser, "--%s: '%s' is not a whole number", name, text);
+	if (!error)
+		*ret_count = (size_t)number;
+	return error;
+}
+
+/* From 2 on. */
+static error_t parse_power(struct parser *parser, const char *name, const char *text, size_t max, size_t *ret_power)
+{
+	error_t error = parse_count(parser, name, text, max, ret_power);
+
+	if (!error && (*ret_power < 2 || *ret_power & (*ret_power - 1)))
+		return complain(parser, "--%s: '%s' is no power of two", name, text);
+	return error;
+}
+
 static error_t parse_size(struct parser *parser, const char *name, const char *text, size_t min, size_t max,
 	size_t *ret_size)
 {
@@ -211,7 +279,6 @@ static error_t parse_transports(struct parser *parser, const char *text)
 	struct options *options = parser->options;
 	size_t before;
 
-	options->n_columns = 0;
 	for (;;) {
 		size_t length = strcspn(text, ",");
 		const struct transport *transport = transport_find(text, length);
@@ -225,6 +292,67 @@ static error_t parse_transports(struct parser *parser, const char *text)
 			return 0;
 		text += length + 1;
 	}
+}
+
+static error_t parse_ports(struct parser *parser, const char *text)
+{
+	struct options *options = parser->options;
+
+	for (;; text++) {
+		char name[OPTIONS_COLUMN_NAME_MAX];
+		const char *end;
+		double ports;
+		size_t before;
+
+		if (!parse_number(text, 1, PORTS_MAX, &end, &ports) || floor(ports) < ports || (*end && *end != ','))
+			return complain(parser, "--ports: '%s' is not a list of numbers from 1 to %d", text, PORTS_MAX);
+		snprintf(name, sizeof name, "%.0f", ports);
+		if (find_column(options, name, strlen(name), &before))
+			return complain(parser, "--ports: %s is there twice", name);
+		if (options->n_columns == OPTIONS_COLUMNS_MAX)
+			return complain(parser, "--ports: more than %d", OPTIONS_COLUMNS_MAX);
+		add_column(options, name)->ports = (size_t)ports;
+		text = end;
+		if (!*text)
+			return 0;
+	}
+}
+
+/* What the command compares. */
+static error_t make_columns(struct parser *parser)
+{
+	struct options *options = parser->options;
+
+	switch (options->mode) {
+	case MODE_THROUGHPUT:
+	case MODE_LATENCY:
+		if (parser->ports)
+			return complain(parser, "--ports is for fanin");
+		return parse_transports(parser, parser->transports ? parser->transports : "wharf,seqpacket,stream");
+	case MODE_FANIN:
+		if (parser->transports)
+			return complain(parser, "--transport: fanin measures wharf");
+		return parse_ports(parser, parser->ports ? parser->ports : "1,10,100,1000,10000");
+	case MODE_FAIRNESS:
+		if (parser->transports || parser->ports)
+			return complain(parser, "--transport, --ports: fairness measures three ports of wharf");
+		for (unsigned scenario = 0; scenario < SCENARIOS; scenario++)
+			add_column(options, fairness_scenarios[scenario])->scenario = scenario;
+		return 0;
+	case MODE_PROBE:
+		return 0;
+	}
+	return EINVAL;
+}
+
+static void choose_sizes(struct options *options)
+{
+	static const struct size_list fanin = { { 64, 1024, 16384 }, 3 }, fairness = { { 64 }, 1 };
+
+	if (options->mode == MODE_FANIN)
+		options->sizes = fanin;
+	if (options->mode == MODE_FAIRNESS)
+		options->sizes = fairness;
 }
 
 static error_t parse_cpus(struct parser *parser, const char *text)
@@ -292,7 +420,10 @@ static error_t finish(struct parser *parser)
 	error_t error = 0;
 
 	if (!parser->command)
-		return complain(parser, "no command: throughput, latency or probe; see --help");
+		return complain(parser, "no command: throughput, latency, fanin, fairness or probe; see --help");
+	if (!parser->sizes)
+		choose_sizes(parser->options);
+	error = make_columns(parser);
 	for (size_t i = 0; !error && i < OPTIONS_REQUIREMENTS_MAX && parser->require[i]; i++)
 		error = parse_requirement(parser, parser->require[i]);
 	return error;
@@ -300,28 +431,40 @@ static error_t finish(struct parser *parser)
 
 static error_t parse_option(int key, char *argument, struct argp_state *state);
 
-static const struct argp grammar = { option_table, parse_option, "throughput|latency|probe", doc, NULL, NULL, NULL };
+static const struct argp grammar = {
+	option_table, parse_option, "throughput|latency|fanin|fairness|probe", doc, NULL, NULL, NULL,
+};
 
 static error_t parse_option(int key, char *argument, struct argp_state *state)
 {
 	struct parser *parser = state->input;
 	struct options *options = parser->options;
-	double number = 0;
 	bool yes = false;
 	error_t error;
 
 	switch (key) {
 	case 's':
+		parser->sizes = true;
 		return parse_sizes(parser, argument);
 	case 't':
-		return parse_transports(parser, argument);
+		parser->transports = argument;
+		return 0;
+	case OPTION_PORTS:
+		parser->ports = argument;
+		return 0;
+	case OPTION_SENDERS:
+		return parse_count(parser, "senders", argument, SENDERS_MAX, &options->senders);
+	case OPTION_BURST:
+		return parse_count(parser, "burst", argument, BURST_MAX, &options->burst);
+	case OPTION_FLOODS:
+		return parse_count(parser, "floods", argument, FLOODS_MAX, &options->floods);
+	case OPTION_FLOOD_SIZE:
+		error = parse_size(parser, "flood-size", argument, 8, SIZE_MESSAGE_MAX, &options->flood_bytes);
+		return !error && options->flood_bytes % 8 ? complain(parser, "--flood-size: no multiple of 8") : error;
+	case OPTION_FLOOD_READS:
+		return parse_count(parser, "flood-reads", argument, FLOOD_READS_MAX, &options->flood_reads);
 	case 'r':
-		error = parse_double(parser, "repeat", argument, 1, OPTIONS_REPEAT_MAX, &number);
-		if (!error && floor(number) < number)
-			return complain(parser, "--repeat: '%s' is not a whole number", argument);
-		if (!error)
-			options->repeat = (unsigned)number;
-		return error;
+		return parse_count(parser, "repeat", argument, OPTIONS_REPEAT_MAX, &options->repeat);
 	case 'h':
 		argp_help(&grammar, stdout, ARGP_HELP_PRE_DOC | ARGP_HELP_USAGE | ARGP_HELP_LONG | ARGP_HELP_POST_DOC,
 			state->name);
@@ -370,6 +513,8 @@ static error_t parse_option(int key, char *argument, struct argp_state *state)
 		return parse_size(parser, "pool", argument, 4096, (size_t)1 << 40, &options->plan.pool_bytes);
 	case OPTION_FRAME:
 		return parse_size(parser, "frame", argument, 4096, 65536, &options->plan.frame_bytes);
+	case OPTION_RX_BUFFERS:
+		return parse_power(parser, "rx-buffers", argument, 32768, &options->plan.rx_buffers);
 	case OPTION_SNDBUF:
 		return parse_size(parser, "sndbuf", argument, 4096, INT_MAX / 2, &options->plan.sndbuf);
 	case ARGP_KEY_ARG:
@@ -389,12 +534,14 @@ int options_parse(int argc, char **argv, struct options *ret_options)
 		.seconds = 0.5,
 		.patience_s = 60,
 		.plan = { .sndbuf = SNDBUF_DEFAULT },
+		.burst = 1024,
+		.floods = 1,
+		.flood_bytes = 1 << 20,
+		.flood_reads = 1,
 	};
 	struct parser parser = { .options = &options };
 	int at = 0;
 
-	for (const struct transport *const *t = transports; *t; t++)
-		add_column(&options, (*t)->name)->transport = *t;
 	/* argp's own messages take two lines, and without them its own --help is silent. */
 	if (argp_parse(&grammar, argc, argv, ARGP_NO_ERRS | ARGP_NO_HELP, &at, &parser)) {
 		/* The word before is the option when this one is its value. */

@@ -21,13 +21,17 @@ enum {
 enum mode {
 	MODE_THROUGHPUT,
 	MODE_LATENCY,
+	MODE_FANIN,
+	MODE_FAIRNESS,
 	MODE_PROBE,
 };
 
 /* What is compared at each size, with the first. */
 struct column {
 	char name[OPTIONS_COLUMN_NAME_MAX];
-	const struct transport *transport;
+	const struct transport *transport; /* MODE_THROUGHPUT, MODE_LATENCY */
+	size_t ports;                      /* MODE_FANIN */
+	unsigned scenario;                 /* MODE_FAIRNESS: enum scenario */
 };
 
 /* --require A/B>=X@SIZE. */
@@ -46,9 +50,14 @@ struct options {
 	size_t n_columns;
 	struct requirement requirements[OPTIONS_REQUIREMENTS_MAX];
 	size_t n_requirements;
-	unsigned repeat;
+	size_t repeat;
 	double seconds;      /* of one repetition */
 	struct plan plan;    /* all but size and counts */
+	size_t senders;      /* MODE_FANIN; 0: as few as can be */
+	size_t burst;        /* of messages to one of many ports before the next has its turn */
+	size_t floods;       /* MODE_FAIRNESS: ports */
+	size_t flood_bytes;
+	size_t flood_reads;  /* by its receiver, of each payload */
 	int cpus[2];
 	double near_max_ns;  /* 0: found from the data */
 	bool place_wanted;   /* only place counts */

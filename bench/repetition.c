@@ -17,6 +17,11 @@ enum {
 	SIDES,
 };
 
+static bool latency(const struct repetition *repetition)
+{
+	return repetition->options->mode == MODE_LATENCY;
+}
+
 static const char *const side_names[SIDES] = { "sender", "receiver" };
 
 /* Shared with the two sides. */
@@ -47,20 +52,20 @@ static int pass_gate(struct side *side, int gate)
 static int play_role(const struct run *run, struct side *side, int who)
 {
 	const struct repetition *repetition = run->repetition;
-	const struct transport *transport = repetition->transport;
+	const struct transport *transport = repetition->column->transport;
 	int r;
 
 	r = pass_gate(side, run->gate[who]);
 	if (r < 0)
 		return r;
-	if (repetition->latency)
+	if (latency(repetition))
 		r = who == SENDER ? transport->ping(side) : transport->pong(side);
 	else
 		r = who == SENDER ? transport->send(side) : transport->receive(side);
 	if (r < 0)
 		return r;
 	/* One way, the sender has taken nothing. */
-	return who == SENDER && !repetition->latency ? 0 : side_check(side);
+	return who == SENDER && !latency(repetition) ? 0 : side_check(side);
 }
 
 static _Noreturn void run_side(const struct run *run, int who)
@@ -74,10 +79,10 @@ static _Noreturn void run_side(const struct run *run, int who)
 	close(run->fds[!who]);
 	close(run->gate[!who]);
 	side_init(&side, &repetition->plan, outcome, run->board->latencies_ns);
-	r = repetition->transport->open(&side, run->fds[who]);
+	r = repetition->column->transport->open(&side, run->fds[who]);
 	if (r == 0) {
 		r = play_role(run, &side, who);
-		repetition->transport->close(&side);
+		repetition->column->transport->close(&side);
 	}
 	crew_leave(outcome, r);
 }
@@ -96,7 +101,7 @@ static struct sample evaluate(const struct run *run)
 	const struct plan *plan = &run->repetition->plan;
 	const struct outcome *sender = &run->board->outcomes[SENDER], *receiver = &run->board->outcomes[RECEIVER];
 	uint64_t messages = plan->messages - plan->warm;
-	uint64_t end_ns = run->repetition->latency ? sender->end_ns : receiver->end_ns;
+	uint64_t end_ns = latency(run->repetition) ? sender->end_ns : receiver->end_ns;
 	struct sample sample = {
 		.seconds = (double)(end_ns - sender->start_ns) / 1e9,
 		.cpu_ns = {
@@ -106,7 +111,7 @@ static struct sample evaluate(const struct run *run)
 	};
 
 	sample.per_second = (double)messages / sample.seconds;
-	if (run->repetition->latency)
+	if (latency(run->repetition))
 		sample.latency = stats_latency(run->board->latencies_ns, messages);
 	return sample;
 }
@@ -115,7 +120,7 @@ static int prepare(struct run *run)
 {
 	const struct repetition *repetition = run->repetition;
 	const struct plan *plan = &repetition->plan;
-	size_t latencies = repetition->latency ? plan->messages - plan->warm : 0;
+	size_t latencies = latency(repetition) ? plan->messages - plan->warm : 0;
 
 	run->board_bytes = sizeof *run->board + latencies * sizeof run->board->latencies_ns[0];
 	run->board = mmap(NULL, run->board_bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
@@ -125,7 +130,7 @@ static int prepare(struct run *run)
 	}
 	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, run->gate) < 0)
 		return -errno;
-	return repetition->transport->pair(plan, run->fds);
+	return repetition->column->transport->pair(plan, run->fds);
 }
 
 static void close_fds(int fds[SIDES])
@@ -157,7 +162,7 @@ int repetition_run(const struct repetition *repetition, struct sample *ret_sampl
 	};
 	int r;
 
-	snprintf(what, sizeof what, "%s, %s", repetition->transport->name, size_print(repetition->plan.size, size));
+	snprintf(what, sizeof what, "%s, %s", repetition->column->name, size_print(repetition->plan.size, size));
 	r = prepare(&run);
 	for (int who = 0; r == 0 && who < SIDES; who++)
 		r = start_side(&run, who);

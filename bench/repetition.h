@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* A repetition: two fresh processes, one transport, so many messages. */
+/* A repetition: fresh processes, so many messages. This is the one of two sides and a transport. */
 #ifndef BENCH_REPETITION_H
 #define BENCH_REPETITION_H
 
@@ -7,9 +7,9 @@
 #include "result.h"
 
 struct repetition {
-	const struct transport *transport;
+	const struct options *options;
+	const struct column *column;
 	const int *cpus;
-	bool latency;
 	int timeout_ms; /* longer than this, and it hangs */
 	struct plan plan;
 };

@@ -2,9 +2,16 @@
 /* Results: rows and ratios out of repetitions. */
 #include "result.h"
 
+#include <assert.h>
 #include <errno.h>
 #include <math.h>
 #include <stdlib.h>
+
+#include "fairness.h"
+#include "fanin.h"
+
+static_assert((int)FANIN_EXTRAS <= (int)RESULT_EXTRAS_MAX, "a sample holds them");
+static_assert((int)FAIRNESS_EXTRAS <= (int)RESULT_EXTRAS_MAX, "a sample holds them");
 
 int results_init(struct results *results, const struct options *options)
 {
@@ -37,10 +44,11 @@ static enum place place_of(const struct results *results, const struct sample *s
 static bool summarise(const struct results *results, size_t size, size_t column, enum place place,
 	struct row *ret_row)
 {
-	enum { PER_SECOND, CPU_SENDER, CPU_RECEIVER, P50, P99, P999, MAX, RTT_BEFORE, RTT_AFTER, COLUMNS };
+	enum { PER_SECOND, CPU_SENDER, CPU_RECEIVER, P50, P99, P999, MAX, RTT_BEFORE, RTT_AFTER, EXTRAS };
+	enum { FIGURES = EXTRAS + RESULT_EXTRAS_MAX };
 	const struct cell *cell = results_cell(results, size, column);
-	double values[COLUMNS][OPTIONS_REPEAT_MAX];
-	struct spread spreads[COLUMNS];
+	double values[FIGURES][OPTIONS_REPEAT_MAX];
+	struct spread spreads[FIGURES];
 	size_t n = 0;
 
 	for (size_t i = 0; i < cell->n; i++) {
@@ -57,11 +65,13 @@ static bool summarise(const struct results *results, size_t size, size_t column,
 		values[MAX][n] = sample->latency.max_ns;
 		values[RTT_BEFORE][n] = sample->rtt_before_ns;
 		values[RTT_AFTER][n] = sample->rtt_after_ns;
+		for (int k = 0; k < RESULT_EXTRAS_MAX; k++)
+			values[EXTRAS + k][n] = sample->extras[k];
 		n++;
 	}
 	if (!n)
 		return false;
-	for (int i = 0; i < COLUMNS; i++)
+	for (int i = 0; i < FIGURES; i++)
 		spreads[i] = stats_spread(values[i], n);
 	*ret_row = (struct row){
 		.n = n,
@@ -76,12 +86,33 @@ static bool summarise(const struct results *results, size_t size, size_t column,
 		.max = spreads[MAX].max,
 		.ratio = NAN,
 	};
+	for (int i = 0; i < RESULT_EXTRAS_MAX; i++)
+		ret_row->extras[i] = spreads[EXTRAS + i].median;
 	return true;
+}
+
+const char *const *results_extras(const struct results *results)
+{
+	static const char *const none[] = { NULL };
+
+	switch (results->options->mode) {
+	case MODE_FANIN:
+		return fanin_extras;
+	case MODE_FAIRNESS:
+		return fairness_extras;
+	default:
+		return none;
+	}
+}
+
+bool results_of_round_trips(const struct results *results)
+{
+	return results->options->mode == MODE_LATENCY || results->options->mode == MODE_FAIRNESS;
 }
 
 double results_figure(const struct results *results, const struct row *row)
 {
-	return results->options->mode == MODE_LATENCY ? row->p50.median : row->per_second.median;
+	return results_of_round_trips(results) ? row->p50.median : row->per_second.median;
 }
 
 bool results_row(const struct results *results, size_t size, size_t column, enum place place, struct row *ret_row)
@@ -94,6 +125,16 @@ bool results_row(const struct results *results, size_t size, size_t column, enum
 		row.ratio = results_figure(results, &row) / results_figure(results, &first);
 	*ret_row = row;
 	return true;
+}
+
+struct against results_against(const struct results *results, size_t size, size_t column, size_t other,
+	enum place place)
+{
+	struct row a, b;
+
+	if (!summarise(results, size, column, place, &a) || !summarise(results, size, other, place, &b))
+		return (struct against){ NAN, NAN };
+	return (struct against){ a.p50.median / b.p50.median, a.p99 / b.p99 };
 }
 
 struct verdict results_judge(const struct results *results, const struct requirement *requirement)

@@ -11,13 +11,16 @@
 #include "placement.h"
 #include "stats.h"
 
+enum { RESULT_EXTRAS_MAX = 24 };
+
 /* One repetition. */
 struct sample {
 	double rtt_before_ns, rtt_after_ns;
 	double seconds;
 	double per_second;           /* messages, or round trips */
 	double cpu_ns[2];            /* per message (or round trip): sender's and receiver's */
-	struct latency latency;      /* MODE_LATENCY */
+	struct latency latency;      /* of round trips */
+	double extras[RESULT_EXTRAS_MAX]; /* what the command has besides: results_extras */
 };
 
 /* All repetitions of one size and column. */
@@ -49,17 +52,32 @@ struct row {
 	double gb_per_second;        /* 10^9 bytes, at the median */
 	double cpu_ns[2];            /* medians */
 	double rtt_min_ns, rtt_max_ns;
-	/* MODE_LATENCY, in ns: medians of the repetitions' p50 and so on, and the greatest maximum. */
+	/* Of round trips, in ns: medians of the repetitions' p50 and so on, and the greatest maximum. */
 	struct spread p50;
 	double p99, p999, max;
+	double extras[RESULT_EXTRAS_MAX]; /* medians */
 	double ratio;                /* to the first column's row of the same size and placement; NAN: it has none */
 };
 
 /* False: there are none. */
 bool results_row(const struct results *results, size_t size, size_t column, enum place place, struct row *ret_row);
 
+/* How many times as long round trips take in a column as in another one. NAN: not measured in this placement. */
+struct against {
+	double p50, p99;
+};
+
+struct against results_against(const struct results *results, size_t size, size_t column, size_t other,
+	enum place place);
+
 /* The row's figure that ratios are made of: messages per second, or the p50. */
 double results_figure(const struct results *results, const struct row *row);
+
+/* Names of a sample's extras, ended by NULL. */
+const char *const *results_extras(const struct results *results);
+
+/* Figures are round trips, not one way. */
+bool results_of_round_trips(const struct results *results);
 
 struct verdict {
 	bool measured, met;

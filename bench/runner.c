@@ -8,8 +8,9 @@
 #include <time.h>
 
 #include "clock.h"
+#include "fairness.h"
+#include "fanin.h"
 #include "probe.h"
-#include "repetition.h"
 
 enum {
 	FIRST_MESSAGES = 32,
@@ -44,12 +45,24 @@ static int probe(const struct options *options, struct placement *placement, dou
 	return r;
 }
 
+static int run(const struct repetition *repetition, struct sample *ret_sample, char *ret_detail)
+{
+	switch (repetition->options->mode) {
+	case MODE_FANIN:
+		return fanin_run(repetition, ret_sample, ret_detail);
+	case MODE_FAIRNESS:
+		return fairness_run(repetition, ret_sample, ret_detail);
+	default:
+		return repetition_run(repetition, ret_sample, ret_detail);
+	}
+}
+
 static struct repetition repetition_of(const struct options *options, size_t size, size_t column, uint64_t messages)
 {
 	struct repetition repetition = {
-		.transport = options->columns[column].transport,
+		.options = options,
+		.column = &options->columns[column],
 		.cpus = options->cpus,
-		.latency = options->mode == MODE_LATENCY,
 		.timeout_ms = TIMEOUT_MS + (int)(options->seconds * 1000 * TIMEOUT_FACTOR),
 		.plan = options->plan,
 	};
@@ -60,12 +73,22 @@ static struct repetition repetition_of(const struct options *options, size_t siz
 	return repetition;
 }
 
+static double messages_min(const struct options *options, size_t size, size_t column)
+{
+	struct plan plan = options->plan;
+
+	plan.size = options->sizes.sizes[size];
+	return options->mode == MODE_FANIN ? (double)fanin_messages_min(&plan, options->columns[column].ports) : 1;
+}
+
 /* Finds out how many messages take about the time of a repetition. */
 static int calibrate(struct runner *runner, size_t size, size_t column)
 {
 	const struct options *options = runner->options;
 	struct cell *cell = results_cell(runner->results, size, column);
-	double max = options->mode == MODE_LATENCY ? ROUND_TRIPS_MAX : MESSAGES_MAX, messages = FIRST_MESSAGES;
+	bool round_trips = results_of_round_trips(runner->results);
+	double max = round_trips ? ROUND_TRIPS_MAX : MESSAGES_MAX, min = messages_min(options, size, column);
+	double messages = min > FIRST_MESSAGES ? min : FIRST_MESSAGES;
 
 	for (bool last = false; !last;) {
 		struct repetition repetition = repetition_of(options, size, column, (uint64_t)messages);
@@ -73,7 +96,7 @@ static int calibrate(struct runner *runner, size_t size, size_t column)
 		double factor;
 		int r;
 
-		r = repetition_run(&repetition, &sample, cell->detail);
+		r = run(&repetition, &sample, cell->detail);
 		if (r < 0)
 			return r;
 		last = sample.seconds >= options->seconds * CALIBRATION_PART || messages >= max;
@@ -82,8 +105,8 @@ static int calibrate(struct runner *runner, size_t size, size_t column)
 		if (!last && factor > 16)
 			factor = 16;
 		messages *= factor;
-		if (messages < 1)
-			messages = 1;
+		if (messages < min)
+			messages = min;
 		if (messages > max)
 			messages = max;
 	}
@@ -140,7 +163,7 @@ static int measure(struct runner *runner, size_t size, size_t column)
 		if (r < 0)
 			return r;
 		if (counts(runner, before_ns, before_ns)) {
-			r = repetition_run(&repetition, &sample, NULL);
+			r = run(&repetition, &sample, NULL);
 			if (r == 0)
 				r = probe(runner->options, &runner->results->placement, &after_ns);
 			if (r < 0)
@@ -170,8 +193,10 @@ int runner_run(struct results *results)
 		.options = options,
 		.patience_ns = (uint64_t)(options->patience_s * 1e9),
 	};
-	int r;
+	int r = options->mode == MODE_FANIN ? fanin_prepare(options) : 0;
 
+	if (r < 0)
+		return r;
 	for (size_t size = 0; size < options->sizes.n; size++) {
 		for (size_t column = 0; column < options->n_columns; column++) {
 			r = calibrate(&runner, size, column);

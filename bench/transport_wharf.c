@@ -203,7 +203,9 @@ static int open_port(struct side *side, int fd)
 		close(fd);
 		return side_fail(side, r, "wharf_fork_child: %s", strerror(-r));
 	}
-	r = wharf_loop_new(WHARF_OPT(loop, .frame_bytes_max = (uint32_t)plan->frame_bytes), &link->loop);
+	r = wharf_loop_new(WHARF_OPT(loop,
+		.frame_bytes_max = (uint32_t)plan->frame_bytes,
+		.rx_buffers = (uint32_t)plan->rx_buffers), &link->loop);
 	if (r < 0) {
 		close(fd);
 		return side_fail(side, r, "wharf_loop_new: %s", strerror(-r));
