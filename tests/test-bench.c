@@ -1,12 +1,19 @@
 /* SPDX-License-Identifier: MIT */
-/* The benchmark's pure parts: sizes, statistics, contents of payloads, and placements. */
+/* The benchmark's parts: sizes, statistics, contents of payloads, placements, memory, and the processes of a run. */
 #include <criterion/criterion.h>
 #include <errno.h>
+#include <sched.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
+#include <wharf.h>
+
+#include "../bench/crew.h"
+#include "../bench/memory.h"
 #include "../bench/placement.h"
 #include "../bench/size.h"
 #include "../bench/stats.h"
@@ -254,4 +261,122 @@ Test(placement, a_given_threshold_stays)
 	cr_assert_eq(placement_of(&placement, 69, 69), PLACE_NEAR);
 	cr_assert_eq(placement_of(&placement, 100, 100), PLACE_FAR);
 	placement_fini(&placement);
+}
+
+Test(memory, descriptors_and_mappings_are_counted)
+{
+	struct memory before, after, each;
+	void *mapped[4];
+	int fds[4];
+
+	memory_now(&before);
+	for (int i = 0; i < 4; i++) {
+		/* Of different protections: those alike would be joined. */
+		mapped[i] = mmap(NULL, 1 << 20, i % 2 ? PROT_READ : PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS,
+			-1, 0);
+		cr_assert_neq(mapped[i], MAP_FAILED);
+		fds[i] = dup(0);
+		cr_assert_geq(fds[i], 0);
+	}
+	memset(mapped[0], 1, 1 << 20);
+	memory_now(&after);
+	each = memory_each(&before, &after, 4);
+	cr_assert(each.fds == 1, "%g", each.fds);
+	cr_assert(each.mappings >= 1, "%g", each.mappings);
+	cr_assert(each.rss_bytes >= 256 << 10, "%g", each.rss_bytes);
+	for (int i = 0; i < 4; i++) {
+		close(fds[i]);
+		munmap(mapped[i], 1 << 20);
+	}
+}
+
+/* Its layout is read as an inspector would: when that changes, this has to follow. */
+Test(memory, control_memory_of_the_library_is_found)
+{
+	struct memory before, between, after;
+	wharf_pool *first, *second;
+
+	memory_now(&before);
+	cr_assert(before.control_bytes == 0);
+	cr_assert_eq(wharf_pool_new(NULL, &first), 0);
+	memory_now(&between);
+	cr_assert(between.control_bytes >= 1024, "%g", between.control_bytes);
+	cr_assert_eq(wharf_pool_new(NULL, &second), 0);
+	memory_now(&after);
+	cr_assert(after.control_bytes >= between.control_bytes + 1024);
+	wharf_pool_unref(second);
+	wharf_pool_unref(first);
+}
+
+static struct outcome *shared_outcomes(size_t n)
+{
+	void *memory = mmap(NULL, n * sizeof(struct outcome), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+
+	cr_assert_neq(memory, MAP_FAILED);
+	return memory;
+}
+
+static int any_cpu(void)
+{
+	return sched_getcpu();
+}
+
+Test(crew, is_done_when_all_are)
+{
+	struct outcome *outcomes = shared_outcomes(3);
+	struct crew crew = { .what = "test" };
+
+	for (int i = 0; i < 3; i++) {
+		pid_t pid = crew_fork(&crew, "member", any_cpu(), &outcomes[i]);
+
+		if (!pid)
+			crew_leave(&outcomes[i], 0);
+		cr_assert_gt(pid, 0);
+	}
+	cr_assert_eq(crew_wait(&crew, 60000), 0);
+	crew_fini(&crew);
+	munmap(outcomes, 3 * sizeof *outcomes);
+}
+
+Test(crew, one_that_fails_ends_those_that_wait_for_it)
+{
+	struct outcome *outcomes = shared_outcomes(3);
+	struct crew crew = { .what = "test" };
+
+	for (int i = 0; i < 3; i++) {
+		pid_t pid = crew_fork(&crew, "member", any_cpu(), &outcomes[i]);
+
+		if (!pid && i == 1)
+			crew_leave(&outcomes[i], outcome_fail(&outcomes[i], -EIO, "meant to"));
+		while (!pid)
+			pause();
+		cr_assert_gt(pid, 0);
+	}
+	cr_assert_eq(crew_wait(&crew, 60000), -EIO);
+	cr_assert(crew.members[0].killed && !crew.members[1].killed && crew.members[2].killed);
+	cr_assert_str_eq(outcomes[1].error, "meant to");
+	crew_fini(&crew);
+	munmap(outcomes, 3 * sizeof *outcomes);
+}
+
+Test(crew, one_that_dies_without_a_word_has_failed)
+{
+	struct outcome *outcomes = shared_outcomes(1);
+	struct crew crew = { .what = "test" };
+	pid_t pid = crew_fork(&crew, "member", any_cpu(), &outcomes[0]);
+
+	if (!pid)
+		_exit(0);
+	cr_assert_eq(crew_wait(&crew, 60000), -EIO);
+	crew_fini(&crew);
+	munmap(outcomes, sizeof *outcomes);
+}
+
+Test(outcome, the_first_line_stays)
+{
+	struct outcome outcome = { 0 };
+
+	cr_assert_eq(outcome_fail(&outcome, -EPIPE, "the %s", "cause"), -EPIPE);
+	cr_assert_eq(outcome_fail(&outcome, -EIO, "what came of it"), -EIO);
+	cr_assert_str_eq(outcome.error, "the cause");
 }
