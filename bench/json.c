@@ -17,8 +17,8 @@
  *                  wait: "spin" or "block"}
  *   burst          fanin, fairness: messages to one port before the next has its turn
  *   flood          fairness: {ports, size, reads}
- *   placement      {near_below_ns, source: "found", "given" or "assumed", rtt_min_ns, rtt_max_ns,
- *                  and counts of repetitions: near, far, repeated, left_out}
+ *   placement      {near_below_ns, source: "found", "given" or "assumed", rtt_min_ns, rtt_max_ns
+ *                  (null: nothing could be probed), and counts of repetitions: near, far, repeated, left_out}
  *   results        one for each size and transport, number of ports or scenario:
  *     size, transport; fanin: ports; fairness: scenario: "quiet", "elsewhere" (the flood has a receiver of its own)
  *                  or "flood"
@@ -214,12 +214,14 @@ static struct json_object *placement_object(const struct results *results)
 	const struct placement *placement = &results->placement;
 	struct json_object *object = json_object_new_object();
 	unsigned counts[PLACES + 1];
+	double min_ns, max_ns;
 
 	results_count(results, counts);
+	placement_range(placement, &min_ns, &max_ns);
 	add_number(object, "near_below_ns", placement->threshold_ns);
 	add_text(object, "source", placement->found ? "found" : placement->fixed_ns > 0 ? "given" : "assumed");
-	add_number(object, "rtt_min_ns", placement->rtts_ns[0]);
-	add_number(object, "rtt_max_ns", placement->rtts_ns[placement->n - 1]);
+	add_number(object, "rtt_min_ns", min_ns);
+	add_number(object, "rtt_max_ns", max_ns);
 	add_count(object, "near", counts[PLACE_NEAR]);
 	add_count(object, "far", counts[PLACE_FAR]);
 	add_count(object, "repeated", results->repeated);

@@ -82,6 +82,12 @@ enum place placement_of(const struct placement *placement, double before_ns, dou
 	return before == after ? before : PLACE_MOVED;
 }
 
+void placement_range(const struct placement *placement, double *ret_min_ns, double *ret_max_ns)
+{
+	*ret_min_ns = placement->n ? placement->rtts_ns[0] : (double)NAN;
+	*ret_max_ns = placement->n ? placement->rtts_ns[placement->n - 1] : (double)NAN;
+}
+
 const char *placement_name(enum place place)
 {
 	switch (place) {

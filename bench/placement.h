@@ -36,6 +36,9 @@ int placement_add(struct placement *placement, double rtt_ns);
 
 enum place placement_of(const struct placement *placement, double before_ns, double after_ns);
 
+/* The shortest and the longest round trip; NAN: there was none. */
+void placement_range(const struct placement *placement, double *ret_min_ns, double *ret_max_ns);
+
 const char *placement_name(enum place place);
 
 #endif

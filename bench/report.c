@@ -190,10 +190,12 @@ static void print_placement(const struct results *results, FILE *file)
 {
 	const struct placement *placement = &results->placement;
 	unsigned counts[PLACES + 1];
+	double min_ns, max_ns;
 
 	results_count(results, counts);
+	placement_range(placement, &min_ns, &max_ns);
 	fprintf(file, "placement: rtt %.0f..%.0f ns, near below %.0f (%s): %u near, %u far; %u repeated, %u left out\n",
-		placement->rtts_ns[0], placement->rtts_ns[placement->n - 1], placement->threshold_ns,
+		min_ns, max_ns, placement->threshold_ns,
 		placement->found ? "found" : placement->fixed_ns > 0 ? "given" : "assumed", counts[PLACE_NEAR],
 		counts[PLACE_FAR], results->repeated, results->missing + counts[PLACE_MOVED]);
 }

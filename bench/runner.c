@@ -37,12 +37,14 @@ static int probe(const struct options *options, struct placement *placement, dou
 {
 	int r = probe_rtt(options->cpus[1], ret_rtt_ns);
 
-	if (r == 0)
-		r = placement_add(placement, *ret_rtt_ns);
-	if (r < 0)
-		fprintf(stderr, "wharf-bench: probe: %s\n",
-			r == -ETIME ? "the two CPUs hardly ever run at the same time" : strerror(-r));
-	return r;
+	return r == 0 ? placement_add(placement, *ret_rtt_ns) : r;
+}
+
+static int complain(int error)
+{
+	fprintf(stderr, "wharf-bench: probe: %s\n",
+		error == -ETIME ? "the two CPUs hardly ever run at the same time" : strerror(-error));
+	return error;
 }
 
 static int run(const struct repetition *repetition, struct sample *ret_sample, char *ret_detail)
@@ -147,6 +149,32 @@ static void tell(const struct runner *runner, size_t size, size_t column, const 
 		counts(runner, sample->rtt_before_ns, sample->rtt_after_ns) ? "" : "  does not count");
 }
 
+/* One repetition between two probes. Positive: it counts. 0: not, or a machine too busy to probe was in the way. */
+static int try_once(struct runner *runner, const struct repetition *repetition, size_t size, size_t column,
+	struct sample *ret_sample)
+{
+	struct placement *placement = &runner->results->placement;
+	double before_ns, after_ns;
+	int r;
+
+	r = probe(runner->options, placement, &before_ns);
+	if (r < 0)
+		return r == -ETIME ? 0 : complain(r);
+	if (!counts(runner, before_ns, before_ns))
+		return 0;
+	r = run(repetition, ret_sample, NULL);
+	if (r < 0)
+		return r;
+	r = probe(runner->options, placement, &after_ns);
+	if (r < 0)
+		return r == -ETIME ? 0 : complain(r);
+	ret_sample->rtt_before_ns = before_ns;
+	ret_sample->rtt_after_ns = after_ns;
+	if (runner->options->verbose)
+		tell(runner, size, column, ret_sample);
+	return counts(runner, before_ns, after_ns);
+}
+
 /* One repetition that counts; when patience is over, none, or one that only the last threshold may make count. */
 static int measure(struct runner *runner, size_t size, size_t column)
 {
@@ -155,28 +183,13 @@ static int measure(struct runner *runner, size_t size, size_t column)
 
 	for (;;) {
 		struct sample sample;
-		double before_ns, after_ns;
 		uint64_t start_ns = clock_ns();
-		int r;
+		int r = try_once(runner, &repetition, size, column, &sample);
 
-		r = probe(runner->options, &runner->results->placement, &before_ns);
-		if (r < 0)
-			return r;
-		if (counts(runner, before_ns, before_ns)) {
-			r = run(&repetition, &sample, NULL);
-			if (r == 0)
-				r = probe(runner->options, &runner->results->placement, &after_ns);
-			if (r < 0)
-				return r;
-			sample.rtt_before_ns = before_ns;
-			sample.rtt_after_ns = after_ns;
-			if (runner->options->verbose)
-				tell(runner, size, column, &sample);
-			if (counts(runner, before_ns, after_ns)) {
-				cell->samples[cell->n++] = sample;
-				return 0;
-			}
-		}
+		if (r > 0)
+			cell->samples[cell->n++] = sample;
+		if (r != 0)
+			return r < 0 ? r : 0;
 		if (!be_patient(runner, start_ns)) {
 			runner->results->missing++;
 			return 0;
@@ -227,7 +240,9 @@ int runner_probe(const struct options *options)
 		double rtt_ns;
 
 		r = probe(options, &placement, &rtt_ns);
-		if (r == 0)
+		if (r < 0)
+			complain(r);
+		else
 			printf("%.0f ns, %s\n", rtt_ns, placement_name(placement_of(&placement, rtt_ns, rtt_ns)));
 	}
 	placement_fini(&placement);

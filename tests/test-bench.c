@@ -2,6 +2,7 @@
 /* The benchmark's parts: sizes, statistics, contents of payloads, placements, memory, and the processes of a run. */
 #include <criterion/criterion.h>
 #include <errno.h>
+#include <math.h>
 #include <sched.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -260,6 +261,21 @@ Test(placement, a_given_threshold_stays)
 	cr_assert(placement.threshold_ns == 70);
 	cr_assert_eq(placement_of(&placement, 69, 69), PLACE_NEAR);
 	cr_assert_eq(placement_of(&placement, 100, 100), PLACE_FAR);
+	placement_fini(&placement);
+}
+
+Test(placement, without_a_probe_there_is_no_range)
+{
+	struct placement placement;
+	double min_ns = 0, max_ns = 0;
+
+	placement_init(&placement, 0);
+	placement_range(&placement, &min_ns, &max_ns);
+	cr_assert(isnan(min_ns) && isnan(max_ns));
+	cr_assert_eq(placement_add(&placement, 450), 0);
+	cr_assert_eq(placement_add(&placement, 100), 0);
+	placement_range(&placement, &min_ns, &max_ns);
+	cr_assert(min_ns == 100 && max_ns == 450);
 	placement_fini(&placement);
 }
 
