@@ -371,6 +371,11 @@ static int turn(struct wharf_loop *loop, int64_t timeout_ns)
 		happened |= event.kind != WH_EVENT_SENT;
 		source->event(source, &event);
 	}
+	if (!wh_list_empty(&loop->ready)) {
+		/* What is held takes long: the answers to what came before it do not wait for that. */
+		flush_dirty(loop);
+		wh_engine_submit(loop->engine);
+	}
 	run_ready(loop);
 	run_deadlines(loop);
 	run_chores(loop);
