@@ -24,7 +24,8 @@ static void on_message(wharf_port *port, const struct wharf_msg *msg, void *user
 	if (end->n_messages < END_MESSAGES_MAX) {
 		struct seen *s = &end->seen[end->n_messages];
 		*s = (struct seen){ .type = msg->type, .flags = msg->flags, .size = msg->size, .n_slices = msg->n_slices,
-			.n_fds = msg->n_fds, .at = msg->n_slices ? msg->slices[0].data : NULL };
+			.n_fds = msg->n_fds, .at = msg->n_slices ? msg->slices[0].data : NULL,
+			.stream = msg->stream, .total = msg->total_bytes, .position = msg->position_bytes };
 		s->copied = wharf_msg_copy(msg, 0, s->bytes, sizeof(s->bytes));
 	}
 	end->n_messages++;
@@ -41,6 +42,19 @@ static void on_writable(wharf_port *port, void *user)
 	end->n_writable++;
 	if (end->on_writable)
 		end->on_writable(end);
+}
+
+static void on_stream_abort(wharf_port *port, uint64_t stream, uint32_t why, uint32_t app_code, void *user)
+{
+	struct end *end = user;
+
+	cr_assert_eq(port, end->port);
+	end->n_aborted++;
+	end->aborted.stream = stream;
+	end->aborted.why = why;
+	end->aborted.app_code = app_code;
+	if (end->on_stream_abort)
+		end->on_stream_abort(end);
 }
 
 static void on_close(wharf_port *port, const struct wharf_reason *reason, void *user)
@@ -63,6 +77,7 @@ const struct wharf_port_ops end_ops = {
 	.on_open = on_open,
 	.on_message = on_message,
 	.on_writable = on_writable,
+	.on_stream_abort = on_stream_abort,
 	.on_close = on_close,
 };
 

@@ -16,12 +16,14 @@ struct seen {
 	size_t copied;
 	unsigned char bytes[256];  /* the beginning of it */
 	const void *at;            /* where the first slice lay */
+	uint64_t stream, total, position;
 };
 
 struct end {
 	wharf_port *port;          /* NULL once closed */
 	struct pair *pair;
-	unsigned n_open, n_writable, n_closed;
+	unsigned n_open, n_writable, n_aborted, n_closed;
+	struct { uint64_t stream; uint32_t why, app_code; } aborted; /* the last one */
 	size_t n_messages;         /* all; the first END_MESSAGES_MAX are kept */
 	uint64_t n_bytes;
 	struct seen seen[END_MESSAGES_MAX];
@@ -32,6 +34,7 @@ struct end {
 	/* Called besides, if set. */
 	void (*on_message)(struct end *end, const struct wharf_msg *msg);
 	void (*on_writable)(struct end *end);
+	void (*on_stream_abort)(struct end *end);
 	void (*on_close)(struct end *end);
 	void *user;
 };
