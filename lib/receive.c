@@ -242,9 +242,10 @@ static void hold(
 {
 	struct wh_held *held;
 
-	handle_controls_from(port, from, wh_frame_end(frame), rx);
-	if (port->state >= WH_PORT_ENDING || !must_wait(from, frame, rx))
+	if (!must_wait(from, frame, rx)) {
+		handle_controls_from(port, from, wh_frame_end(frame), rx);
 		return;
+	}
 	if (port->n_held > WH_WINDOW_MAX) {
 		wh_port_violation(port, "it sends more frames than its window");
 		return;
@@ -270,6 +271,9 @@ static void hold(
 	wh_list_append(&port->held, &held->link);
 	port->n_held++;
 	port->n_held_fds += held->n_fds;
+	/* An end that the frame tells is of messages before it, which are held by now. */
+	handle_controls_from(port, (const struct wh_record *)(held->frame + held->offset), wh_frame_end(held->frame),
+		&(struct wh_rx){ .sent_ns = rx->sent_ns, .fds = held->fds, .n_fds = held->n_fds });
 	wh_port_schedule_held(port);
 }
 
