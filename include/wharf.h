@@ -356,8 +356,8 @@ struct wharf_port_ops {
 	void (*on_writable)(wharf_port *port, void *user);
 
 	/*
-	 * The peer gave up a stream: its own, or one of ours that it does not want. The id is stale already; of a stream
-	 * that arrives nothing more is delivered. Not called for what this end gives up.
+	 * The peer gave up a stream: its own, or one of ours that it does not want, even if that was sent to its end. The
+	 * id is stale already; of a stream that arrives nothing more is delivered. Not called for what this end gives up.
 	 */
 	void (*on_stream_abort)(wharf_port *port, uint64_t stream, uint32_t why, uint32_t app_code, void *user);
 

@@ -122,7 +122,7 @@ void wh_calls_end_all(struct wharf_port *port)
 		for (uint32_t i = 0; i < port->flows[kinds[k]].n_slots; i++) {
 			struct wh_flow *flow = port->flows[kinds[k]].flows[i];
 			/* One whose end was told keeps that. */
-			if (flow)
+			if (flow && flow->listed)
 				wh_call_finish(wh_call_of(flow),
 					wh_call_of(flow)->behind ? wh_call_of(flow)->end : end_of_port(port), 0);
 		}
@@ -132,7 +132,7 @@ void wh_calls_on_bye(struct wharf_port *port, uint64_t last_call)
 {
 	for (uint32_t i = 0; i < port->flows[WH_FLOW_CALL].n_slots; i++) {
 		struct wh_flow *flow = port->flows[WH_FLOW_CALL].flows[i];
-		if (flow && flow->id > last_call)
+		if (flow && flow->listed && flow->id > last_call)
 			wh_call_finish(wh_call_of(flow),
 				(struct wharf_end){ .reason = WHARF_END_CLOSED, .progress = WHARF_NOT_SEEN }, 0);
 	}
@@ -241,7 +241,6 @@ int wharf_call(wharf_port *port, const struct wharf_out *request, const struct w
 		return -ENOMEM;
 	error = wh_flow_new(port, WH_FLOW_CALL, sizeof(*call), 0, &flow);
 	if (error) {
-		port->blocked_starts |= error == -EAGAIN;
 		if (o.timeout_ns > 0)
 			wh_timers_unreserve(&port->source.loop->timers, 1);
 		return error;

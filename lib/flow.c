@@ -75,6 +75,7 @@ static uint64_t new_id(struct wh_flow_table *table, enum wh_flow_kind kind, uint
 	uint32_t bits = index_bits(kind);
 	uint64_t generations = kind == WH_FLOW_CALL ? UINT64_C(1) << (63 - bits) : UINT64_C(1) << (32 - bits);
 
+	table->next %= n_indices;
 	while (table->flows[table->next])
 		table->next = (table->next + 1) % n_indices;
 	if (++table->sequence == generations)
@@ -93,8 +94,11 @@ int wh_flow_new(struct wharf_port *port, enum wh_flow_kind kind, size_t bytes, u
 
 	if (!ours && index_of(kind, id) < table->n_slots && table->flows[index_of(kind, id)])
 		return -EEXIST;
-	if (table->n >= max || (!ours && index_of(kind, id) >= max))
+	if (table->n >= max || (!ours && index_of(kind, id) >= max)) {
+		if (ours)
+			port->blocked_starts |= 1u << kind;
 		return -EAGAIN;
+	}
 	/* An index that the peer chooses is below its maximum; ours stay there, too. */
 	if (!table_grow(port, table, ours ? (uint32_t)wh_min((table->n + 1) * 2, max) : index_of(kind, id) + 1))
 		return -ENOMEM;
@@ -102,18 +106,22 @@ int wh_flow_new(struct wharf_port *port, enum wh_flow_kind kind, size_t bytes, u
 	if (!flow)
 		return -ENOMEM;
 	memset(flow, 0, bytes);
-	if (ours)
+	if (ours) {
+		/* The lowest, as long as nobody knows how many the peer takes. */
+		if (!port->said_hello)
+			table->next = 0;
 		id = new_id(table, kind, (uint32_t)wh_min(table->n_slots, max));
+	}
 	wh_flow_init(flow, port, kind, id);
 	flow->bytes = bytes;
-	flow->listed = true;
+	flow->listed = flow->placed = true;
 	table->flows[index_of(kind, id)] = flow;
 	table->n++;
 	*ret_flow = flow;
 	return 0;
 }
 
-struct wh_flow *wh_flow_find(const struct wharf_port *port, enum wh_flow_kind kind, uint64_t id)
+static struct wh_flow *find_placed(const struct wharf_port *port, enum wh_flow_kind kind, uint64_t id)
 {
 	const struct wh_flow_table *table = &port->flows[kind];
 	uint32_t index = index_of(kind, id);
@@ -122,39 +130,70 @@ struct wh_flow *wh_flow_find(const struct wharf_port *port, enum wh_flow_kind ki
 	return flow && flow->id == id ? flow : NULL;
 }
 
-void wh_flow_unlist(struct wh_flow *flow)
+struct wh_flow *wh_flow_find(const struct wharf_port *port, enum wh_flow_kind kind, uint64_t id)
 {
-	struct wharf_port *port = flow->port;
-	struct wh_flow_table *table = &port->flows[flow->kind];
+	struct wh_flow *flow = find_placed(port, kind, id);
 
-	if (!flow->listed)
-		return;
+	return flow && flow->listed ? flow : NULL;
+}
+
+struct wh_flow *wh_flow_resting(const struct wharf_port *port, enum wh_flow_kind kind, uint64_t id)
+{
+	struct wh_flow *flow = find_placed(port, kind, id);
+
+	return flow && !flow->listed ? flow : NULL;
+}
+
+void wh_flow_rest(struct wh_flow *flow)
+{
 	flow->listed = false;
-	table->flows[index_of(flow->kind, flow->id)] = NULL;
-	table->n--;
 	wh_outflow_drop(flow);
 	wh_flow_drop_input(flow);
 	if (wh_list_linked(&flow->in.credit_due))
 		wh_list_remove(&flow->in.credit_due);
+}
+
+void wh_flow_vacate(struct wh_flow *flow)
+{
+	struct wharf_port *port = flow->port;
+	struct wh_flow_table *table = &port->flows[flow->kind];
+
+	if (!flow->placed)
+		return;
+	flow->placed = false;
+	table->flows[index_of(flow->kind, flow->id)] = NULL;
+	table->n--;
 	if (port->blocked_starts)
-		wh_port_dirty(port);
+		wh_port_chore(port);
 	wh_flow_unref(flow);
+}
+
+void wh_flow_unlist(struct wh_flow *flow)
+{
+	if (!flow->listed)
+		return;
+	wh_flow_rest(flow);
+	wh_flow_vacate(flow);
 }
 
 void wh_flow_leave(struct wh_flow *flow, uint32_t code, uint32_t app_code)
 {
+	bool theirs = flow->kind == WH_FLOW_STREAM_IN || flow->kind == WH_FLOW_ANSWER;
 	struct wharf_port *port = flow->port;
 
 	wh_assert(flow->listed && !flow->farewell);
 	/* What the peer has never heard of needs no farewell. */
-	if (flow->kind == WH_FLOW_STREAM_IN || flow->kind == WH_FLOW_ANSWER || flow->out.ordinal) {
+	if (theirs || flow->out.ordinal) {
 		flow->farewell = true;
 		flow->farewell_code = code;
 		flow->farewell_app_code = app_code;
 		wh_list_append(&port->farewells, &wh_flow_ref(flow)->farewells);
 		wh_port_dirty(port);
 	}
-	wh_flow_unlist(flow);
+	if (theirs || !flow->farewell)
+		wh_flow_unlist(flow);
+	else
+		wh_flow_rest(flow);
 }
 
 void wh_flows_fini(struct wharf_port *port)
@@ -166,8 +205,12 @@ void wh_flows_fini(struct wharf_port *port)
 	for (unsigned kind = 0; kind < WH_FLOW_KINDS; kind++) {
 		struct wh_flow_table *table = &port->flows[kind];
 		for (uint32_t i = 0; i < table->n_slots; i++)
-			if (table->flows[i])
-				wh_flow_unlist(table->flows[i]);
+			if (table->flows[i]) {
+				struct wh_flow *flow = table->flows[i];
+				if (flow->listed)
+					wh_flow_rest(flow);
+				wh_flow_vacate(flow);
+			}
 		wh_loop_dealloc(port->source.loop, table->flows);
 		*table = (struct wh_flow_table){ .sequence = table->sequence };
 	}
@@ -195,6 +238,17 @@ void wh_port_flows_init(struct wharf_port *port, const struct wharf_port_options
 	wh_list_init(&port->ended_calls);
 	wh_list_init(&port->chores);
 	port->done_end = &port->done;
+}
+
+bool wh_port_flows_fit(const struct wharf_port *port, const struct wh_hello *theirs)
+{
+	for (uint32_t i = 0; i < port->flows[WH_FLOW_STREAM_OUT].n_slots; i++)
+		if (port->flows[WH_FLOW_STREAM_OUT].flows[i] && i >= theirs->streams_max)
+			return false;
+	for (uint32_t i = 0; i < port->flows[WH_FLOW_CALL].n_slots; i++)
+		if (port->flows[WH_FLOW_CALL].flows[i] && i >= theirs->calls_max)
+			return false;
+	return true;
 }
 
 /* Nothing was encoded before: what the flows had on trust becomes what they have. */
@@ -226,7 +280,7 @@ void wh_flows_give_up(struct wharf_port *port)
 	for (unsigned k = 0; k < wh_array_len(kinds); k++)
 		for (uint32_t i = 0; i < port->flows[kinds[k]].n_slots; i++) {
 			struct wh_flow *flow = port->flows[kinds[k]].flows[i];
-			if (!flow || flow->out.ended)
+			if (!flow || !flow->listed || flow->out.ended)
 				continue;
 			if (flow->kind == WH_FLOW_CALL)
 				wh_call_give_up(flow);

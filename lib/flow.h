@@ -82,7 +82,8 @@ struct wh_flow {
 	struct wharf_port *port;
 	_Atomic uint32_t refs;           /* the table's, the farewell's, one for each taken message and each dispatch */
 	uint8_t kind;
-	bool listed;                     /* in its table: its id is valid */
+	bool listed;                     /* its id is valid */
+	bool placed;                     /* in its table: its number is in use, if only by the peer */
 	bool farewell;                   /* on port->farewells */
 	uint32_t farewell_code;          /* enum wh_abort_code or enum wh_cancel_code */
 	uint32_t farewell_app_code;
@@ -96,7 +97,7 @@ struct wh_flow {
 /* Flows of one kind, by the index in their id. */
 struct wh_flow_table {
 	struct wh_flow **flows;
-	uint32_t n_slots, n;
+	uint32_t n_slots, n;             /* n: placed */
 	uint32_t next;                   /* where the search for a free one begins */
 	uint64_t sequence;               /* ours: generations given out; theirs: the last call accepted */
 };
@@ -118,9 +119,16 @@ bool wh_flow_idle(const struct wh_flow *flow); /* nothing of it waits, in either
  */
 int wh_flow_new(struct wharf_port *port, enum wh_flow_kind kind, size_t bytes, uint64_t id, struct wh_flow **ret_flow);
 struct wh_flow *wh_flow_find(const struct wharf_port *port, enum wh_flow_kind kind, uint64_t id); /* NULL: stale */
-/* Takes it out of its table and drops what waits in it, both ways. The caller has a reference of its own. */
+struct wh_flow *wh_flow_resting(const struct wharf_port *port, enum wh_flow_kind kind, uint64_t id);
+/* Its id ends, its number is free, what waits in it is dropped, both ways. The caller has a reference of its own. */
 void wh_flow_unlist(struct wh_flow *flow);
-/* The same, and its peer hears why. Never allocates. */
+/*
+ * Its id ends, but the peer has not heard so: its number rests until wh_flow_vacate. For one of ours, whose next user's
+ * first record must not reach a peer that still has the last one.
+ */
+void wh_flow_rest(struct wh_flow *flow);
+void wh_flow_vacate(struct wh_flow *flow);
+/* Ends like wh_flow_unlist, and its peer hears why: ours rests until that has left. Never allocates. */
 void wh_flow_leave(struct wh_flow *flow, uint32_t code, uint32_t app_code);
 
 /* ---- Credit ---- */

@@ -118,7 +118,7 @@ static void finish(struct wh_flow *flow, const struct wh_record *r)
 		return;
 	flow->in.ended = true;
 	if (flow->kind == WH_FLOW_STREAM_IN)
-		wh_flow_unlist(flow);
+		wh_flow_leave(flow, WH_ABORT_DONE, 0);
 	else if (flow->kind == WH_FLOW_CALL)
 		wh_call_on_last(flow, ((const struct wh_message_record *)r)->stream);
 }
@@ -583,9 +583,23 @@ void wh_flow_on_abort(struct wharf_port *port, const struct wh_abort *abort)
 
 	if (theirs)
 		wh_port_drop_held(port, WH_RECORD_MESSAGE, abort->stream);
-	if (!flow)
+	if (!theirs && abort->code == WH_ABORT_DONE && flow) {
+		wh_port_violation(port, "it is done with a stream that has not ended");
 		return;
-	wh_flow_unlist(flow);
+	}
+	if (!theirs && !flow) {
+		flow = wh_flow_resting(port, WH_FLOW_STREAM_OUT, abort->stream);
+		/* One that was given up here has said so, or will. */
+		if (!flow || !flow->out.ended || flow->farewell)
+			return;
+		wh_flow_vacate(flow);
+		if (abort->code == WH_ABORT_DONE)
+			return;
+	} else if (!flow) {
+		return;
+	} else {
+		wh_flow_unlist(flow);
+	}
 	if (port->ops.on_stream_abort)
 		port->ops.on_stream_abort(port, id, abort->code, abort->app_code, port->user);
 }

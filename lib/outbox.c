@@ -179,8 +179,7 @@ bool wh_port_queue_fits(const struct wharf_port *port, const struct wh_hello *th
 	for (const struct wh_list *node = port->active.next; node != &port->active; node = node->next)
 		if (!flow_fits(wh_container_of(node, struct wh_flow, out.active), theirs))
 			return false;
-	return port->flows[WH_FLOW_STREAM_OUT].n <= theirs->streams_max &&
-		port->flows[WH_FLOW_CALL].n <= theirs->calls_max;
+	return wh_port_flows_fit(port, theirs);
 }
 
 /* Takes the first message out of the flow. */
@@ -209,10 +208,10 @@ void wh_outflow_drop(struct wh_flow *flow)
 
 void wh_outflow_look_for_end(struct wh_flow *flow)
 {
-	if (!flow->out.ended || flow->out.first)
+	if (!flow->out.ended || flow->out.first || !flow->listed)
 		return;
 	if (flow->kind == WH_FLOW_STREAM_OUT)
-		wh_flow_unlist(flow);
+		wh_flow_rest(flow); /* until its reader is done with it */
 	else if (flow->kind == WH_FLOW_ANSWER)
 		wh_answer_sent(flow);
 }

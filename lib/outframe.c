@@ -155,6 +155,7 @@ static void encode_farewells(struct wharf_port *port, const struct wh_outframe *
 			return;
 		wh_list_remove(node);
 		flow->farewell = false;
+		wh_flow_vacate(flow);
 		wh_flow_unref(flow);
 	}
 }

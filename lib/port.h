@@ -138,7 +138,7 @@ struct wharf_port {
 	uint64_t queued_messages, queued_bytes; /* of all flows, not yet in frames */
 	uint64_t assembly_bytes, assembly_bytes_max;
 	uint32_t n_aside;                /* records that wait in paused flows */
-	bool blocked_starts;             /* a stream or call could not begin for want of a number */
+	uint32_t blocked_starts;         /* kinds of flows of which one could not begin for want of a number, as bits */
 	bool tx_inline;                  /* no shared memory this way: the peer maps none, or it is not wanted */
 	bool pieces, peer_pieces;        /* messages are delivered in pieces, here and there */
 	struct wh_outmsg *done, **done_end; /* whose `done` is due */
@@ -231,6 +231,7 @@ void wh_port_drain(struct wharf_port *port);    /* nothing new is sent: what is 
 /* flow.c */
 void wh_port_flows_init(struct wharf_port *port, const struct wharf_port_options *options);
 void wh_port_flows_on_hello(struct wharf_port *port, const struct wh_hello *theirs);
+bool wh_port_flows_fit(const struct wharf_port *port, const struct wh_hello *theirs); /* those begun before it */
 void wh_flows_give_up(struct wharf_port *port); /* streams and requests that nobody can end any more */
 void wh_flows_fini(struct wharf_port *port);
 void wh_port_collect_returned(struct wharf_port *port);

@@ -71,11 +71,11 @@ void wh_port_room(struct wharf_port *port)
 	if (port->state >= WH_PORT_ENDING)
 		return;
 	tell |= unblock_flows(port);
-	if (port->blocked_starts && port->flows[WH_FLOW_STREAM_OUT].n < port->flows_max[WH_FLOW_STREAM_OUT] &&
-		port->flows[WH_FLOW_CALL].n < port->flows_max[WH_FLOW_CALL]) {
-		port->blocked_starts = false;
-		tell = true;
-	}
+	for (unsigned kind = 0; port->blocked_starts >> kind; kind++)
+		if (port->blocked_starts >> kind & 1 && port->flows[kind].n < port->flows_max[kind]) {
+			port->blocked_starts &= ~(1u << kind);
+			tell = true;
+		}
 	if (tell && port->ops.on_writable && port->state <= WH_PORT_OPEN)
 		port->ops.on_writable(port, port->user);
 }

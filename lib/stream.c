@@ -36,8 +36,6 @@ int wharf_stream_begin(wharf_port *port, uint32_t type, uint64_t total_bytes, ui
 	if (total_bytes != WHARF_BYTES_UNKNOWN && total_bytes > port->tx_message_bytes_max)
 		return -EMSGSIZE;
 	error = wh_flow_new(port, WH_FLOW_STREAM_OUT, sizeof(*flow), 0, &flow);
-	if (error == -EAGAIN)
-		port->blocked_starts = true;
 	if (error)
 		return error;
 	flow->out.type = type;
@@ -50,6 +48,9 @@ static int check_part(const struct wharf_port *port, const struct wh_outflow *o,
 {
 	uint64_t bytes = 0, left = o->total_bytes - o->position_bytes;
 
+	/* Begun before the peer has said what it takes. */
+	if (o->total_bytes != WHARF_BYTES_UNKNOWN && o->total_bytes > port->tx_message_bytes_max)
+		return -EMSGSIZE;
 	for (size_t i = 0; i < out->n_parts; i++) {
 		const struct wharf_part *part = &out->parts[i];
 		uint64_t size = part->size;

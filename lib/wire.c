@@ -135,7 +135,9 @@
  *   8  u32  stream        not zero
  *  12  u32  app_code      any
  *  16  u32  code          1 SENDER: who gives it up. 2 READER: who wants no more. 3 VIOLATION: of the rules, says the
- *                         reader. 4 ROOM: the reader has none for it
+ *                         reader. 4 ROOM: the reader has none for it. 5 DONE: the reader has had all of it, END
+ *                         included. Until one of these has come, or was sent, its sender does not use the low
+ *                         12 bits of its number for another
  *  20  u32  zero
  *
  * 13 BYE, 144
@@ -669,7 +671,7 @@ static const char *control_fault(struct check *c, const struct wh_record *r)
 		return credit_fault((const struct wh_credit *)r);
 	case WH_RECORD_ABORT: {
 		const struct wh_abort *const abort = (const struct wh_abort *)r;
-		if (abort->code < WH_ABORT_SENDER || abort->code > WH_ABORT_ROOM)
+		if (abort->code < WH_ABORT_SENDER || abort->code > WH_ABORT_DONE)
 			return "abort: unknown code";
 		if (abort->zero)
 			return "abort: padding not zero";

@@ -156,6 +156,7 @@ enum wh_abort_code {
 	WH_ABORT_READER,            /* its reader wants no more */
 	WH_ABORT_VIOLATION,         /* its reader says that it broke the rules */
 	WH_ABORT_ROOM,              /* its reader has no room for it */
+	WH_ABORT_DONE,              /* its reader has had all of it */
 };
 struct wh_abort {
 	struct wh_record record;

@@ -362,9 +362,9 @@ Test(wire_rules, abort)
 	ALLOWS(abort->stream, UINT32_MAX);
 	BREAKS(abort->stream, 0, "abort: of no stream");
 	ALLOWS(abort->app_code, UINT32_MAX);
-	ALLOWS(abort->code, WH_ABORT_ROOM);
+	ALLOWS(abort->code, WH_ABORT_DONE);
 	BREAKS(abort->code, 0, "abort: unknown code");
-	BREAKS(abort->code, WH_ABORT_ROOM + 1, "abort: unknown code");
+	BREAKS(abort->code, WH_ABORT_DONE + 1, "abort: unknown code");
 	BREAKS(abort->zero, 1, "abort: padding not zero");
 	BREAKS(abort->record.size, 16, "record: size not of its kind");
 }
