@@ -291,7 +291,17 @@ void wh_flows_give_up(struct wharf_port *port)
 
 /* ---- Credit ---- */
 
-static uint64_t report_at(const struct wharf_port *port) { return port->rx_credit_bytes / 4; }
+static uint64_t report_at(const struct wharf_port *port) { return wh_max(port->rx_credit_bytes / 4, 1); }
+
+void wh_flow_charge_in(struct wh_flow *flow, uint64_t charge_bytes)
+{
+	flow->in.unreturned_bytes += charge_bytes;
+	if (flow->in.unreturned_bytes + flow->in.give_back_bytes < flow->port->rx_credit_bytes)
+		return;
+	/* Before the look: a release in another thread sees this, or is seen. */
+	atomic_store_explicit(&flow->in.starved, true, memory_order_seq_cst);
+	wh_flow_give_back(flow, atomic_exchange_explicit(&flow->in.returned_bytes, 0, memory_order_seq_cst));
+}
 
 void wh_flow_give_back(struct wh_flow *flow, uint64_t charge_bytes)
 {
@@ -302,7 +312,10 @@ void wh_flow_give_back(struct wh_flow *flow, uint64_t charge_bytes)
 	wh_assert(flow->in.unreturned_bytes >= charge_bytes);
 	flow->in.unreturned_bytes -= charge_bytes;
 	flow->in.give_back_bytes += charge_bytes;
-	if (flow->in.give_back_bytes < report_at(port) || flow->in.ended || wh_list_linked(&flow->in.credit_due))
+	if (!flow->in.give_back_bytes || flow->in.ended || wh_list_linked(&flow->in.credit_due))
+		return;
+	if (flow->in.give_back_bytes < report_at(port) &&
+		!atomic_load_explicit(&flow->in.starved, memory_order_relaxed))
 		return;
 	wh_list_append(&port->credits_due, &flow->in.credit_due);
 	wh_port_dirty(port);
@@ -311,10 +324,11 @@ void wh_flow_give_back(struct wh_flow *flow, uint64_t charge_bytes)
 void wh_flow_returned(struct wh_flow *flow, uint64_t charge_bytes)
 {
 	struct wharf_port *port = flow->port;
-	uint64_t before = atomic_fetch_add_explicit(&flow->in.returned_bytes, charge_bytes, memory_order_relaxed);
+	uint64_t before = atomic_fetch_add_explicit(&flow->in.returned_bytes, charge_bytes, memory_order_seq_cst);
 
-	/* The loop is told once enough has come together. */
-	if (before < report_at(port) && before + charge_bytes >= report_at(port))
+	/* The loop is told once enough has come together, or the peer waits for it. */
+	if ((before < report_at(port) && before + charge_bytes >= report_at(port)) ||
+		atomic_load_explicit(&flow->in.starved, memory_order_seq_cst))
 		wh_port_kick(port, WH_KICK_CREDIT);
 }
 

@@ -74,6 +74,7 @@ struct wh_inflow {
 	uint64_t unreturned_bytes;       /* arrived, and the application has it still */
 	uint64_t give_back_bytes;        /* to be told with the next CREDIT */
 	_Atomic uint64_t returned_bytes; /* by releases of taken messages, any thread */
+	_Atomic bool starved;            /* the peer has used up its credit: whatever comes back is told at once */
 	bool paused;
 	bool ended;                      /* its last message has been delivered */
 };
@@ -134,6 +135,7 @@ void wh_flow_leave(struct wh_flow *flow, uint32_t code, uint32_t app_code);
 /* ---- Credit ---- */
 
 static inline uint64_t wh_flow_charge(uint64_t payload_bytes) { return payload_bytes + WH_FLOW_RECORD_BYTES; }
+void wh_flow_charge_in(struct wh_flow *flow, uint64_t charge_bytes); /* so much has arrived */
 /* The application is done with so much of what arrived. */
 void wh_flow_give_back(struct wh_flow *flow, uint64_t charge_bytes);
 void wh_flow_returned(struct wh_flow *flow, uint64_t charge_bytes); /* the same, from any thread */

@@ -562,7 +562,7 @@ void wh_flow_arrive(struct wharf_port *port, const struct wh_record *r, struct w
 			wh_flow_unref(flow);
 			return;
 		}
-		inflow->unreturned_bytes += wh_flow_charge(bytes_of(r, &in));
+		wh_flow_charge_in(flow, wh_flow_charge(bytes_of(r, &in)));
 	}
 	if (inflow->ended) {
 		release_runs(port, r, &in);

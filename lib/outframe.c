@@ -177,6 +177,8 @@ static void encode_credits(struct wharf_port *port, struct wh_encoder *encoder)
 		if (!wh_encode_control(encoder, WH_RECORD_CREDIT, &credit, 0))
 			return;
 		flow->in.give_back_bytes = 0;
+		atomic_store_explicit(&flow->in.starved, flow->in.unreturned_bytes >= port->rx_credit_bytes,
+			memory_order_relaxed);
 		wh_list_remove(&flow->in.credit_due);
 	}
 }

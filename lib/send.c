@@ -153,7 +153,8 @@ static int place(struct wharf_port *port, struct wh_outmsg *m)
 {
 	int error = MUST_WAIT;
 
-	if (port->tx_plain && !m->by_reference) {
+	/* An end that is not refused for want of credit must wait for it all the same, behind what waits already. */
+	if (port->tx_plain && !m->by_reference && !m->flow->out.first && m->flow->out.credit_bytes > 0) {
 		/*
 		 * A frame may leave before this message is encoded, or it may be refused: its chunks are not yet the
 		 * peer's to release.
@@ -164,7 +165,7 @@ static int place(struct wharf_port *port, struct wh_outmsg *m)
 			wh_outmsg_take_back(port, m);
 		wh_lease_unhold(port->lease);
 		if (error == -EAGAIN && !m->must)
-			return again(m->flow, 0, m->n_fds);
+			return again(m->flow, m->cost, m->n_fds);
 	}
 	if (error != MUST_WAIT && error != -EAGAIN)
 		return error;
@@ -194,7 +195,7 @@ int wh_port_send(struct wharf_port *port, struct wh_outmsg *m, const struct whar
 	}
 	m->cost = m->left_bytes + sizeof(*m) + m->n_parts * sizeof(struct wh_outpart);
 	if (!m->must && (m->flow->out.credit_bytes <= 0 || !fds_fit(port, m->n_fds)))
-		return again(m->flow, 0, m->n_fds);
+		return again(m->flow, m->cost, m->n_fds);
 	error = take_fds(out, room.fds);
 	if (error)
 		return error;
