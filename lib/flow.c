@@ -202,6 +202,7 @@ void wh_flows_fini(struct wharf_port *port)
 
 	while ((node = wh_list_take_first(&port->farewells)))
 		wh_flow_unref(wh_container_of(node, struct wh_flow, farewells));
+	wh_flow_drop_input(&port->plain);
 	for (unsigned kind = 0; kind < WH_FLOW_KINDS; kind++) {
 		struct wh_flow_table *table = &port->flows[kind];
 		for (uint32_t i = 0; i < table->n_slots; i++)

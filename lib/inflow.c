@@ -227,17 +227,18 @@ static bool assembly_reserve(struct wh_flow *flow, uint64_t bytes)
 
 	if (bytes <= a->capacity_bytes)
 		return true;
+	if (bytes > SIZE_MAX / 4) /* a length that somebody made up */
+		return false;
 	while (capacity < bytes)
 		capacity *= 2;
-	if (a->total_bytes != UINT64_MAX)
-		capacity = wh_align_up(a->total_bytes, 64);
+	capacity = a->total_bytes != UINT64_MAX ? a->total_bytes : wh_min(capacity, port->limits.message_bytes_max);
 	/* The plain flow has one message at most, of at most rx_bytes_max: it always has room. */
 	if (flow->kind != WH_FLOW_PLAIN) {
 		if (port->assembly_bytes - a->capacity_bytes + capacity > port->assembly_bytes_max)
 			return false;
 		port->assembly_bytes += capacity - a->capacity_bytes;
 	}
-	memory = aligned_alloc(64, capacity);
+	memory = aligned_alloc(64, wh_align_up(capacity, 64));
 	if (!memory) {
 		if (flow->kind != WH_FLOW_PLAIN)
 			port->assembly_bytes -= capacity - a->capacity_bytes;
