@@ -82,6 +82,8 @@ void wh_flow_deliver(struct wh_flow *flow, struct wh_message *m)
 		/* A copy that the peer cannot change under the reader. */
 		copy = wh_message_take(m, true);
 		if (!copy) {
+			free(m->joined);
+			m->joined = NULL;
 			wh_port_end(
 				port, WHARF_CLOSE_ERROR, ENOMEM, "no memory for a message of %zu bytes", m->pub.size);
 			return;
@@ -95,6 +97,8 @@ void wh_flow_deliver(struct wh_flow *flow, struct wh_message *m)
 	} else {
 		free(m->joined);
 		m->joined = NULL;
+		if (m->heir)
+			wh_message_unref(m->heir);
 	}
 	if (m->charge_bytes)
 		wh_flow_give_back(flow, m->charge_bytes);

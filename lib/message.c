@@ -72,6 +72,11 @@ struct wh_message *wh_message_take(struct wh_message *borrowed, bool private)
 		if (assembled(borrowed)) {
 			m->joined = borrowed->joined;
 			borrowed->joined = NULL;
+			if (!private) {
+				/* The borrowed one stays readable, even if this is released before. */
+				m->refs++;
+				borrowed->heir = m;
+			}
 			break;
 		}
 		if (slices[i].size)

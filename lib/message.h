@@ -11,6 +11,7 @@ struct wh_message {
 	const struct wh_run *runs;       /* one per slice */
 	int *fds;
 	void *joined;                    /* wharf_msg_contiguous's copy; with one slice: what it lies in */
+	struct wh_message *heir;         /* borrowed: who has that now, held until the handler returns; or NULL */
 	struct wh_flow *flow;            /* whose credit it holds, or NULL */
 	uint64_t charge_bytes;
 	bool is_taken;                   /* borrowed: by the application */
