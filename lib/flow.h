@@ -45,7 +45,8 @@ struct wh_outflow {
 	uint64_t blocked_cost;           /* of the smallest send that was refused */
 	uint32_t blocked_fds;
 	int64_t credit_bytes;            /* a record may take it below 0 */
-	int64_t deficit_bytes;
+	int64_t deficit_bytes;           /* may go this far in its turn; below 0: has gone too far */
+	uint32_t contest;                /* port->contest when that was so */
 	uint64_t position_bytes;         /* of a stream: accepted so far */
 	uint64_t total_bytes;            /* of a stream; UINT64_MAX: not known */
 	uint64_t first_ordinal, ordinal; /* of the frames with its first and its last record; 0: none yet */

@@ -139,6 +139,10 @@ void wh_outflow_look(struct wh_flow *flow)
 
 	if (flow->out.first && flow->out.credit_bytes > 0 && !wh_list_linked(&flow->out.active)) {
 		wh_list_append(&port->active, &flow->out.active);
+		/* Who has gone too far waits for the others even if it sends one message at a time. */
+		if (flow->out.contest != port->contest)
+			flow->out.deficit_bytes = 0;
+		flow->out.contest = port->contest;
 		port->tx_plain = false;
 		wh_port_dirty(port);
 	}
@@ -236,7 +240,8 @@ static bool encode_record(struct wh_flow *flow)
 			wh_outmsg_finish(port, take_message(flow));
 		if (!flow->out.first || flow->out.credit_bytes <= 0) {
 			wh_list_remove(&flow->out.active);
-			flow->out.deficit_bytes = 0;
+			if (flow->out.deficit_bytes > 0)
+				flow->out.deficit_bytes = 0;
 		}
 		if (wh_list_linked(&flow->out.blocked))
 			wh_port_chore(port);
@@ -268,6 +273,7 @@ static void encode_waiting(struct wharf_port *port)
 		if (!encode_record(flow))
 			return;
 	}
+	port->contest++;
 	port->tx_plain = port->state == WH_PORT_OPEN && !port->tx_dead;
 }
 

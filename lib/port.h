@@ -132,6 +132,7 @@ struct wharf_port {
 	uint32_t flows_max[WH_FLOW_KINDS];
 	uint64_t tx_credit_bytes, rx_credit_bytes; /* what a flow begins with, there and here */
 	struct wh_list active;           /* flows with messages for the next frames, in turns */
+	uint32_t contest;                /* of flows for frames: another one each time that none is left */
 	struct wh_list blocked_flows;    /* a send to which answered -EAGAIN */
 	struct wh_list credits_due, farewells; /* flows whose peer is to be told */
 	struct wh_list resumed;          /* flows with records to deliver */
