@@ -154,5 +154,6 @@ void wh_flow_pause(struct wh_flow *flow);
 void wh_flow_resume(struct wh_flow *flow);
 void wh_flow_drop_input(struct wh_flow *flow);
 void wh_port_deliver_resumed(struct wharf_port *port);
+bool wh_flows_use_slot(const struct wharf_port *port, uint16_t slot); /* does a record that waits lie in it? */
 
 #endif

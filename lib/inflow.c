@@ -430,6 +430,27 @@ static struct aside *take_aside(struct wh_flow *flow)
 	return wh_container_of(node, struct aside, link);
 }
 
+static bool aside_uses(const struct wh_flow *flow, uint16_t slot)
+{
+	for (const struct wh_list *node = flow->in.aside.next; node != &flow->in.aside; node = node->next) {
+		const struct aside *aside = wh_container_of(node, struct aside, link);
+		const struct wh_run *runs = wh_message_read(aside->record).runs;
+		for (unsigned i = 0; i < aside->record->n_items; i++)
+			if (runs[i].n_chunks && runs[i].slot == slot)
+				return true;
+	}
+	return false;
+}
+
+bool wh_flows_use_slot(const struct wharf_port *port, uint16_t slot)
+{
+	for (unsigned kind = 0; port->n_aside && kind < WH_FLOW_KINDS; kind++)
+		for (uint32_t i = 0; i < port->flows[kind].n_slots; i++)
+			if (port->flows[kind].flows[i] && aside_uses(port->flows[kind].flows[i], slot))
+				return true;
+	return false;
+}
+
 void wh_port_deliver_resumed(struct wharf_port *port)
 {
 	while (!wh_port_stopped(port) && !wh_list_empty(&port->resumed)) {

@@ -181,7 +181,7 @@ void wh_port_on_retire(struct wharf_port *port, const struct wh_slot_record *r)
 		return;
 	}
 	/* An owner retires only what has come back; messages that wait here still hold theirs. */
-	if (held_uses(port, r->slot)) {
+	if (held_uses(port, r->slot) || wh_flows_use_slot(port, r->slot)) {
 		wh_port_violation(port, "it retires a segment that messages on their way lie in");
 		return;
 	}

@@ -474,3 +474,19 @@ Test(hostile_stream, what_a_paused_stream_holds_is_closed_and_released_with_it)
 		close(peer);
 	}
 }
+
+/* An owner retires what has come back; what a paused stream holds has not. */
+Test(hostile_stream, a_segment_that_a_paused_stream_lies_in_is_not_retired)
+{
+	open_hostile(WHARF_OPT(port, .flags = WHARF_PORT_PIECES));
+	put(FIRST, 4097, UINT64_MAX, 10, CHUNKS);
+	cr_assert_eq(wharf_stream_pause(p.a.port, p.a.seen[0].stream), 0);
+	put(MIDDLE, 4097, 10, 10, CHUNKS);
+	cr_assert(raw_retire(peer, 0, false));
+	settle(p.loop);
+	if (p.a.port)
+		(void)!wharf_stream_resume(p.a.port, p.a.seen[0].stream);
+	settle(p.loop);
+	cr_assert_eq(p.a.reason.code, WHARF_CLOSE_VIOLATION, "%s", p.a.reason_text);
+	close_hostile();
+}
