@@ -12,16 +12,12 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "fuzz-flows.h"
 #include "harness.h"
 #include "raw.h"
 #include "wharf.h"
 
 enum { TAKEN_MAX = 16, SEGMENTS = 4, ACTIONS_MAX = 60 };
-
-static struct harness_random random_state;
-
-static uint64_t below(uint64_t n) { return harness_random_below(&random_state, n); }
-static bool chance(unsigned in) { return !below(in); }
 
 /* ---- The application ---- */
 
@@ -31,6 +27,7 @@ static struct {
 	unsigned n_open, n_closed, n_late;
 	uint32_t code;
 	bool quiet; /* does nothing odd any more */
+	bool is_inline;
 	uint64_t sum;
 } app;
 
@@ -106,6 +103,12 @@ static void do_something(wharf_port *port)
 	case 10:
 		send_something(port);
 		break;
+	case 11 ... 16:
+		use_stream(port);
+		break;
+	case 17 ... 20:
+		use_call(port);
+		break;
 	}
 }
 
@@ -129,6 +132,12 @@ static void on_message(wharf_port *port, const struct wharf_msg *msg, void *user
 			app.sum += ((const unsigned char *)msg->slices[k].data)[at];
 	if (chance(16))
 		app.sum += !wharf_msg_contiguous(msg);
+	if (msg->stream)
+		flows.streams[below(8)] = msg->stream;
+	if (msg->call && chance(2)) {
+		uint64_t *call = &flows.calls[below(8)];
+		flows.n_calls += !wharf_call_take(port, msg, WHARF_OPT(answer, .on_end = on_end), call);
+	}
 	if (chance(3) && !app.taken[i])
 		app.taken[i] = wharf_msg_take(msg);
 	if (msg->n_fds && chance(3)) {
@@ -146,10 +155,22 @@ static void on_writable(wharf_port *port, void *user)
 	do_something(port);
 }
 
+static void on_stream_abort(wharf_port *port, uint64_t stream, uint32_t why, uint32_t app_code, void *user)
+{
+	(void)stream;
+	(void)why;
+	(void)app_code;
+	(void)user;
+	app.n_late += app.n_closed;
+	do_something(port);
+}
+
 static void on_close(wharf_port *port, const struct wharf_reason *reason, void *user)
 {
 	(void)user;
+	app.n_late += flows.n_ends != flows.n_calls;
 	app.n_closed++;
+	flows.closed = true;
 	app.code = reason->code;
 	do_something(port);
 	app.port = NULL;
@@ -160,6 +181,7 @@ static const struct wharf_port_ops ops = {
 	.on_open = on_open,
 	.on_message = on_message,
 	.on_writable = on_writable,
+	.on_stream_abort = on_stream_abort,
 	.on_close = on_close,
 };
 
@@ -233,6 +255,8 @@ static void announce(void)
 	struct raw_segment *s = &peer.segments[below(SEGMENTS)];
 	uint16_t slot = (uint16_t)below(chance(20) ? 256 : 8);
 
+	if (app.is_inline && !chance(100))
+		return;
 	if (chance(40)) {
 		int one = bad_memfd(), two = bad_memfd();
 		(void)!raw_announce(peer.fd, slot, (uint8_t)(8 + below(17)), 1 + (uint32_t)below(64), one, two);
@@ -261,11 +285,15 @@ static void send_messages(void)
 	raw_begin(&frame);
 	for (uint64_t n = 1 + below(20); n; n--) {
 		uint16_t slot = (uint16_t)below(8);
-		if (peer.announced[slot] && chance(2))
+		if (chance(3))
+			put_flow(&frame, peer.announced);
+		else if (peer.announced[slot] && chance(2))
 			raw_put_chunks(&frame, 1, slot, (uint32_t)below(15), 1, 1 + (uint32_t)below(256));
 		else
 			raw_put_bytes(&frame, 2, bytes, (uint32_t)below(sizeof(bytes)));
 	}
+	if (chance(4))
+		put_flow_control(&frame);
 	if (chance(4))
 		raw_put_wake(&frame);
 	if (chance(200))
@@ -375,11 +403,17 @@ static void open_port(void)
 	o.rx_mapped_bytes_max = chance(4) ? 20 << 20 : 0;
 	o.rx_msgs_per_turn = chance(3) ? 1 + (uint32_t)below(30) : 0;
 	o.untrusted = chance(3);
+	o.flags = (chance(3) ? WHARF_PORT_PIECES : 0u) | (chance(6) ? WHARF_PORT_INLINE : 0u);
+	app.is_inline = o.flags & WHARF_PORT_INLINE;
+	o.rx_stream_bytes_max = chance(3) ? 1 + below(3000) : 0;
+	o.rx_assembly_bytes_max = chance(3) ? below(200000) : 0;
+	o.rx_streams_max = chance(4) ? 4 : 0;
 	RAW_REQUIRE(wharf_pair(fds) == 0);
 	RAW_REQUIRE(wharf_open(loop, fds[0], &o, &app.port) == 0);
 	peer.fd = fds[1];
 	memset(&peer.holder, 0, sizeof(peer.holder));
 	memset(peer.announced, 0, sizeof(peer.announced));
+	memset(&flows, 0, sizeof(flows));
 	raw_consumed = 0;
 }
 
@@ -389,6 +423,12 @@ static void say_hello(void)
 
 	hello.window_frames = (uint32_t)below(100);
 	hello.frame_bytes_max = (uint32_t)(4096 + below(60000));
+	hello.streams_max = (uint32_t)(chance(8) ? 0 : 64 + below(5000));
+	hello.calls_max = (uint32_t)(chance(8) ? 0 : 64 + below(100000));
+	hello.stream_credit_bytes = chance(8) ? below(3) : below(100000);
+	hello.features = chance(2) ? WH_FEATURE_PIECES : 0;
+	if (chance(6))
+		hello.mapped_bytes_max = 0;
 	if (chance(30))
 		((unsigned char *)&hello)[8 + below(sizeof(hello) - 8)] ^= (unsigned char)(1 + below(255));
 	if (chance(30))
@@ -414,7 +454,7 @@ static void end_port(void)
 	app.quiet = true;
 	if (app.port)
 		(void)!wharf_port_resume(app.port);
-	if (app.port && (!hang_up || chance(4)))
+	if (app.port && (!hang_up || flows.paused || chance(4)))
 		(void)!wharf_port_abort(app.port, 1);
 	for (unsigned i = 0; i < 1000 && !app.n_closed; i++)
 		step(1);
@@ -447,6 +487,9 @@ static void sequence(void)
 	end_port();
 	CHECK(app.n_closed == 1);
 	CHECK(app.n_late == 0);
+	CHECK(flows.n_late == 0);
+	CHECK(flows.n_due == 0);
+	CHECK(flows.n_ends == flows.n_calls);
 	CHECK(app.n_open <= 1);
 	n_codes[app.code % 16]++;
 	RAW_REQUIRE(wharf_send_bytes(good[0].port, 1, "fine", 4) == 0);
