@@ -67,28 +67,49 @@ Test(stream, is_put_together)
 	cr_assert(!leak, "%s", leak);
 }
 
+/* Of large ones one byte of each 4093 is written and looked at. */
+static size_t sample(size_t at) { return (at + 4092) / 4093 * 4093; }
+
+static void check_samples(struct end *end, const struct wharf_msg *msg)
+{
+	(void)end;
+	cr_assert_eq(msg->position_bytes, n_checked);
+	for (size_t i = 0; i < msg->n_slices; n_checked += msg->slices[i++].size)
+		for (size_t at = sample(n_checked); at < n_checked + msg->slices[i].size; at += 4093)
+			cr_assert_eq(((const unsigned char *)msg->slices[i].data)[at - n_checked], pattern(at),
+				"byte %zu", at);
+}
+
 static size_t pushed, total;
 static uint64_t pushing;
 
 static void push_more(struct end *end)
 {
-	(void)end;
 	while (pushed < total) {
 		size_t size = total - pushed < MIB ? total - pushed : MIB;
-		int error = push(pushing, pushed, size, pushed + size == total ? WHARF_LAST : 0);
+		struct wharf_buf b;
+		int error = wharf_buf_claim(wharf_port_pool(end->port), size, &b);
 		if (error == -EAGAIN)
 			return;
 		cr_assert_eq(error, 0, "%d", error);
+		for (size_t at = sample(pushed); at < pushed + size; at += 4093)
+			((unsigned char *)b.data)[at - pushed] = pattern(at);
+		error = wharf_stream_send_buf(end->port, pushing, &b, pushed + size == total ? WHARF_LAST : 0);
+		if (error) {
+			cr_assert_eq(error, -EAGAIN, "%d", error);
+			wharf_buf_abandon(&b);
+			return;
+		}
 		pushed += size;
 	}
 }
 
-Test(stream, passes_through_a_pool_that_is_much_smaller)
+static void pass(size_t bytes)
 {
 	n_checked = pushed = 0;
-	total = 200 * MIB + 77;
+	total = bytes;
 	pair_open(&p, WHARF_OPT(port, .pool_bytes_max = 16 * MIB), WHARF_OPT(port, .flags = WHARF_PORT_PIECES));
-	p.b.on_message = check_pattern;
+	p.b.on_message = check_samples;
 	p.a.on_writable = push_more;
 	cr_assert_eq(wharf_stream_begin(p.a.port, 9, total, &pushing), 0);
 	push_more(&p.a);
@@ -99,3 +120,7 @@ Test(stream, passes_through_a_pool_that_is_much_smaller)
 	cr_assert(p.b.seen[0].flags & WHARF_MSG_FRAGMENT);
 	pair_free(&p);
 }
+
+Test(stream, passes_through_a_pool_that_is_much_smaller) { pass(256 * MIB + 77); }
+
+Test(stream, of_4_gib_passes_through_a_pool_of_16_mib) { pass(4096 * MIB + 5); }
