@@ -674,7 +674,9 @@ WHARF_API int wharf_stream_abort(wharf_port *port, uint64_t stream, uint32_t app
 
 /*
  * Stops, and goes on with, delivering a stream of the peer's; the port's other messages go on. Until it is resumed or
- * ends, what of it has arrived keeps on_close waiting, as wharf_port_pause does. 0; -ESTALE; -EINVAL: ours; -EPIPE.
+ * ends, what of it has arrived keeps on_close waiting, as wharf_port_pause does; of the descriptors that came with it, 253
+ * at most are kept, all paused streams and calls together, others are lost (WHARF_MSG_FDS_LOST). 0; -ESTALE; -EINVAL:
+ * ours; -EPIPE.
  */
 WHARF_API int wharf_stream_pause(wharf_port *port, uint64_t stream);
 WHARF_API int wharf_stream_resume(wharf_port *port, uint64_t stream);

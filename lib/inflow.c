@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * What arrives for a flow: whole messages, pieces that are put together or passed on, and records that wait because
- * the flow is paused. What breaks the rules of one stream ends that stream; what breaks those of the port, the port.
+ * What arrives for a flow: whole messages, and pieces that are put together or passed on. What breaks the rules of one stream ends that stream; what breaks those of the port, the port.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -10,14 +9,6 @@
 #include "receive.h"
 
 enum { UNKNOWN_FIRST_BYTES = 64 << 10 }; /* room for a message of unknown length, doubled as it grows */
-
-/* A record that waits, in memory with the frame's alignment. */
-struct aside {
-	struct wh_list link;
-	struct wh_record *record;
-	struct wh_rx rx;
-	int fds[];
-};
 
 static uint64_t bytes_of(const struct wh_record *r, const struct wh_message_in *in)
 {
@@ -28,8 +19,10 @@ static uint64_t bytes_of(const struct wh_record *r, const struct wh_message_in *
 	return bytes;
 }
 
-static void release_runs(struct wharf_port *port, const struct wh_record *r, const struct wh_message_in *in)
+void wh_port_release_runs(struct wharf_port *port, const struct wh_record *r)
 {
+	const struct wh_message_in message = wh_message_read(r), *in = &message;
+
 	for (unsigned i = 0; i < r->n_items; i++)
 		if (in->runs[i].n_chunks) {
 			wh_view_hold(port->views[in->runs[i].slot], in->runs[i].first / 64, wh_run_mask(&in->runs[i]));
@@ -207,7 +200,7 @@ static void deliver_in_place(struct wh_flow *flow, const struct wh_record *r, co
 
 /* ---- Pieces ---- */
 
-static void assembly_free(struct wh_flow *flow)
+void wh_flow_drop_pieces(struct wh_flow *flow)
 {
 	struct wh_assembly *a = flow->in.assembly;
 
@@ -336,7 +329,7 @@ static const char *take_piece(struct wh_flow *flow, const struct wh_record *r, c
 		a->position_bytes += bytes;
 		deliver_in_place(flow, r, in, rx, flow->kind == WH_FLOW_PLAIN ? 0 : wh_flow_charge(bytes));
 		if (r->flags & WH_RECORD_LAST)
-			assembly_free(flow);
+			wh_flow_drop_pieces(flow);
 		return NULL;
 	}
 	if (a->position_bytes + bytes > port->limits.message_bytes_max)
@@ -346,7 +339,7 @@ static const char *take_piece(struct wh_flow *flow, const struct wh_record *r, c
 			abort_in(flow, WH_ABORT_ROOM);
 		else
 			wh_port_end(port, WHARF_CLOSE_ERROR, ENOMEM, "no memory for a message in pieces");
-		release_runs(port, r, in);
+		wh_port_release_runs(port, r);
 		return NULL;
 	}
 	for (unsigned i = 0; i < r->n_items; i++) {
@@ -357,7 +350,7 @@ static const char *take_piece(struct wh_flow *flow, const struct wh_record *r, c
 			memcpy(a->memory + a->position_bytes, from, run->size);
 		a->position_bytes += run->size;
 	}
-	release_runs(port, r, in);
+	wh_port_release_runs(port, r);
 	port->stats.rx_bytes += bytes;
 	port->bytes_unreported += bytes;
 	port->bytes_this_turn += bytes;
@@ -369,7 +362,7 @@ static const char *take_piece(struct wh_flow *flow, const struct wh_record *r, c
 }
 
 /* Has the record delivered, or kept as a piece. */
-static void take(struct wh_flow *flow, const struct wh_record *r, struct wh_rx *rx)
+void wh_flow_take(struct wh_flow *flow, const struct wh_record *r, struct wh_rx *rx)
 {
 	const uint8_t whole = WH_RECORD_FIRST | WH_RECORD_LAST;
 	const struct wh_message_in in = wh_message_read(r);
@@ -383,123 +376,12 @@ static void take(struct wh_flow *flow, const struct wh_record *r, struct wh_rx *
 	else
 		deliver_in_place(flow, r, &in, rx, flow->kind == WH_FLOW_PLAIN ? 0 : wh_flow_charge(bytes));
 	if (why) {
-		release_runs(flow->port, r, &in);
+		wh_port_release_runs(flow->port, r);
 		violation(flow, why);
 		return;
 	}
 	if (r->flags & WH_RECORD_LAST)
 		finish(flow, r);
-}
-
-/* ---- Waiting ---- */
-
-static void put_aside(struct wh_flow *flow, const struct wh_record *r, struct wh_rx *rx)
-{
-	/* Bytes in the frame may have to stay at multiples of 64. */
-	size_t fds_at = sizeof(struct aside), at = wh_align_up(fds_at + rx->n_fds * sizeof(int), 64);
-	size_t offset = at + ((uintptr_t)r & 63);
-	struct aside *aside = aligned_alloc(64, wh_align_up(offset + r->size, 64));
-
-	if (!aside) {
-		wh_port_end(flow->port, WHARF_CLOSE_ERROR, ENOMEM, "no memory to hold a message while paused");
-		return;
-	}
-	aside->record = (struct wh_record *)((char *)aside + offset);
-	memcpy(aside->record, r, r->size);
-	aside->rx = *rx;
-	aside->rx.fds = aside->fds;
-	if (wh_message_read(r).n_fds) {
-		memcpy(aside->fds, rx->fds, rx->n_fds * sizeof(int));
-		for (uint32_t i = 0; i < rx->n_fds; i++)
-			rx->fds[i] = -1;
-	} else {
-		aside->rx.n_fds = 0;
-	}
-	wh_list_append(&flow->in.aside, &aside->link);
-	flow->port->n_aside++;
-}
-
-/* The first that waits, now the caller's to free. */
-static struct aside *take_aside(struct wh_flow *flow)
-{
-	struct wh_list *node = wh_list_take_first(&flow->in.aside);
-
-	if (!node)
-		return NULL;
-	flow->port->n_aside--;
-	return wh_container_of(node, struct aside, link);
-}
-
-static bool aside_uses(const struct wh_flow *flow, uint16_t slot)
-{
-	for (const struct wh_list *node = flow->in.aside.next; node != &flow->in.aside; node = node->next) {
-		const struct aside *aside = wh_container_of(node, struct aside, link);
-		const struct wh_run *runs = wh_message_read(aside->record).runs;
-		for (unsigned i = 0; i < aside->record->n_items; i++)
-			if (runs[i].n_chunks && runs[i].slot == slot)
-				return true;
-	}
-	return false;
-}
-
-bool wh_flows_use_slot(const struct wharf_port *port, uint16_t slot)
-{
-	for (unsigned kind = 0; port->n_aside && kind < WH_FLOW_KINDS; kind++)
-		for (uint32_t i = 0; i < port->flows[kind].n_slots; i++)
-			if (port->flows[kind].flows[i] && aside_uses(port->flows[kind].flows[i], slot))
-				return true;
-	return false;
-}
-
-void wh_port_deliver_resumed(struct wharf_port *port)
-{
-	while (!wh_port_stopped(port) && !wh_list_empty(&port->resumed)) {
-		struct wh_flow *flow = wh_flow_ref(wh_container_of(port->resumed.next, struct wh_flow, in.resumed));
-		struct aside *aside = flow->in.paused ? NULL : take_aside(flow);
-
-		if (aside) {
-			take(flow, aside->record, &aside->rx);
-			wh_fds_close(aside->rx.fds, aside->rx.n_fds);
-			free(aside);
-		}
-		if (wh_list_linked(&flow->in.resumed) && (flow->in.paused || wh_list_empty(&flow->in.aside)))
-			wh_list_remove(&flow->in.resumed);
-		wh_flow_unref(flow);
-	}
-	wh_port_flush_all_released(port);
-}
-
-void wh_flow_pause(struct wh_flow *flow) { flow->in.paused = true; }
-
-void wh_flow_resume(struct wh_flow *flow)
-{
-	flow->in.paused = false;
-	if (!wh_list_empty(&flow->in.aside) && !wh_list_linked(&flow->in.resumed)) {
-		wh_list_append(&flow->port->resumed, &flow->in.resumed);
-		wh_port_chore(flow->port);
-	}
-}
-
-void wh_flow_drop_input(struct wh_flow *flow)
-{
-	struct wharf_port *port = flow->port;
-	struct aside *aside;
-
-	while ((aside = take_aside(flow))) {
-		const struct wh_message_in in = wh_message_read(aside->record);
-		if (port->views)
-			release_runs(port, aside->record, &in);
-		wh_fds_close(aside->rx.fds, aside->rx.n_fds);
-		free(aside);
-	}
-	if (wh_list_linked(&flow->in.resumed))
-		wh_list_remove(&flow->in.resumed);
-	assembly_free(flow);
-	if (port->views && !port->shut)
-		wh_port_flush_all_released(port);
-	/* The end of the port may have waited for it. */
-	if (port->state < WH_PORT_ENDING)
-		wh_port_chore(port);
 }
 
 /* ---- Whose it is ---- */
@@ -575,7 +457,7 @@ void wh_flow_arrive(struct wharf_port *port, const struct wh_record *r, struct w
 	if (!flow) {
 		/* It has ended here while this was on its way, or it is not there for another reason that was told. */
 		port->stats.rx_stray_records += port->state < WH_PORT_ENDING;
-		release_runs(port, r, &in);
+		wh_port_release_runs(port, r);
 		return;
 	}
 	inflow = &flow->in;
@@ -583,7 +465,7 @@ void wh_flow_arrive(struct wharf_port *port, const struct wh_record *r, struct w
 	if (flow->kind != WH_FLOW_PLAIN) {
 		/* One record may exceed it: nobody can send less than a message. */
 		if (inflow->unreturned_bytes + inflow->give_back_bytes >= port->rx_credit_bytes) {
-			release_runs(port, r, &in);
+			wh_port_release_runs(port, r);
 			violation(flow, "more than the credit it had");
 			wh_flow_unref(flow);
 			return;
@@ -591,12 +473,12 @@ void wh_flow_arrive(struct wharf_port *port, const struct wh_record *r, struct w
 		wh_flow_charge_in(flow, wh_flow_charge(bytes_of(r, &in)));
 	}
 	if (inflow->ended) {
-		release_runs(port, r, &in);
+		wh_port_release_runs(port, r);
 		violation(flow, "a message behind the last");
 	} else if (inflow->paused || !wh_list_empty(&inflow->aside)) {
-		put_aside(flow, r, rx);
+		wh_flow_put_aside(flow, r, rx);
 	} else {
-		take(flow, r, rx);
+		wh_flow_take(flow, r, rx);
 	}
 	wh_flow_unref(flow);
 }

@@ -155,7 +155,7 @@ static uint32_t verify_record(const struct wh_record *r, const struct wh_frame *
 	}
 	case WH_RECORD_ABORT: {
 		const struct wh_abort *a = (const struct wh_abort *)r;
-		REQUIRE(r->size == sizeof *a && a->stream && a->code - 1 < 4 && !a->zero);
+		REQUIRE(r->size == sizeof *a && a->stream && a->code - 1 < 5 && !a->zero);
 		return 0;
 	}
 	case WH_RECORD_PORT:

@@ -1,0 +1,129 @@
+/* SPDX-License-Identifier: MIT */
+/* Records that wait because their flow is paused, or behind such ones. */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "receive.h"
+
+/* A record that waits, in memory with the frame's alignment. */
+struct aside {
+	struct wh_list link;
+	struct wh_record *record;
+	struct wh_rx rx;
+	int fds[];
+};
+
+void wh_flow_put_aside(struct wh_flow *flow, const struct wh_record *r, struct wh_rx *rx)
+{
+	/* Bytes in the frame may have to stay at multiples of 64. */
+	size_t fds_at = sizeof(struct aside), at = wh_align_up(fds_at + rx->n_fds * sizeof(int), 64);
+	size_t offset = at + ((uintptr_t)r & 63);
+	struct aside *aside = aligned_alloc(64, wh_align_up(offset + r->size, 64));
+	struct wharf_port *port = flow->port;
+
+	if (!aside) {
+		wh_port_end(port, WHARF_CLOSE_ERROR, ENOMEM, "no memory to hold a message while paused");
+		return;
+	}
+	aside->record = (struct wh_record *)((char *)aside + offset);
+	memcpy(aside->record, r, r->size);
+	aside->rx = *rx;
+	aside->rx.fds = aside->fds;
+	if (wh_message_read(r).n_fds && port->n_aside_fds + rx->n_fds <= WH_WIRE_FDS_MAX) {
+		memcpy(aside->fds, rx->fds, rx->n_fds * sizeof(int));
+		for (uint32_t i = 0; i < rx->n_fds; i++)
+			rx->fds[i] = -1;
+	} else {
+		/* Its peer may go on: what is put aside counts as read. The others are lost, and marked so. */
+		aside->rx.n_fds = 0;
+	}
+	wh_list_append(&flow->in.aside, &aside->link);
+	port->n_aside++;
+	port->n_aside_fds += aside->rx.n_fds;
+}
+
+/* The first that waits, now the caller's to free. */
+static struct aside *take_aside(struct wh_flow *flow)
+{
+	struct wh_list *node = wh_list_take_first(&flow->in.aside);
+	struct aside *aside;
+
+	if (!node)
+		return NULL;
+	aside = wh_container_of(node, struct aside, link);
+	flow->port->n_aside--;
+	flow->port->n_aside_fds -= aside->rx.n_fds;
+	return aside;
+}
+
+static bool aside_uses(const struct wh_flow *flow, uint16_t slot)
+{
+	for (const struct wh_list *node = flow->in.aside.next; node != &flow->in.aside; node = node->next) {
+		const struct aside *aside = wh_container_of(node, struct aside, link);
+		const struct wh_run *runs = wh_message_read(aside->record).runs;
+		for (unsigned i = 0; i < aside->record->n_items; i++)
+			if (runs[i].n_chunks && runs[i].slot == slot)
+				return true;
+	}
+	return false;
+}
+
+bool wh_flows_use_slot(const struct wharf_port *port, uint16_t slot)
+{
+	for (unsigned kind = 0; port->n_aside && kind < WH_FLOW_KINDS; kind++)
+		for (uint32_t i = 0; i < port->flows[kind].n_slots; i++)
+			if (port->flows[kind].flows[i] && aside_uses(port->flows[kind].flows[i], slot))
+				return true;
+	return false;
+}
+
+void wh_port_deliver_resumed(struct wharf_port *port)
+{
+	while (!wh_port_stopped(port) && !wh_list_empty(&port->resumed)) {
+		struct wh_flow *flow = wh_flow_ref(wh_container_of(port->resumed.next, struct wh_flow, in.resumed));
+		struct aside *aside = flow->in.paused ? NULL : take_aside(flow);
+
+		if (aside) {
+			wh_flow_take(flow, aside->record, &aside->rx);
+			wh_fds_close(aside->rx.fds, aside->rx.n_fds);
+			free(aside);
+		}
+		if (wh_list_linked(&flow->in.resumed) && (flow->in.paused || wh_list_empty(&flow->in.aside)))
+			wh_list_remove(&flow->in.resumed);
+		wh_flow_unref(flow);
+	}
+	wh_port_flush_all_released(port);
+}
+
+void wh_flow_pause(struct wh_flow *flow) { flow->in.paused = true; }
+
+void wh_flow_resume(struct wh_flow *flow)
+{
+	flow->in.paused = false;
+	if (!wh_list_empty(&flow->in.aside) && !wh_list_linked(&flow->in.resumed)) {
+		wh_list_append(&flow->port->resumed, &flow->in.resumed);
+		wh_port_chore(flow->port);
+	}
+}
+
+void wh_flow_drop_input(struct wh_flow *flow)
+{
+	struct wharf_port *port = flow->port;
+	struct aside *aside;
+
+	while ((aside = take_aside(flow))) {
+		if (port->views)
+			wh_port_release_runs(port, aside->record);
+		wh_fds_close(aside->rx.fds, aside->rx.n_fds);
+		free(aside);
+	}
+	if (wh_list_linked(&flow->in.resumed))
+		wh_list_remove(&flow->in.resumed);
+	wh_flow_drop_pieces(flow);
+	if (port->views && !port->shut)
+		wh_port_flush_all_released(port);
+	/* The end of the port may have waited for it. */
+	if (port->state < WH_PORT_ENDING)
+		wh_port_chore(port);
+}
