@@ -13,10 +13,10 @@
 #include <limits.h>
 #include <linux/futex.h>
 #include <sys/syscall.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "pool_internal.h"
+#include "sleep.h"
 
 enum { LOOK_FIRST = 8 }; /* guessed, never tuned */
 
@@ -203,20 +203,6 @@ out:
 
 /* ---- Threads that sleep ---- */
 
-static bool deadline_of(int64_t timeout_ns, struct timespec *ret_deadline)
-{
-	if (timeout_ns < 0)
-		return false;
-	clock_gettime(CLOCK_MONOTONIC, ret_deadline);
-	ret_deadline->tv_sec += timeout_ns / 1000000000;
-	ret_deadline->tv_nsec += timeout_ns % 1000000000;
-	if (ret_deadline->tv_nsec >= 1000000000) {
-		ret_deadline->tv_nsec -= 1000000000;
-		ret_deadline->tv_sec++;
-	}
-	return true;
-}
-
 int wh_pool_claim_wait(struct wharf_pool *pool, unsigned class, unsigned n, int64_t timeout_ns, uint64_t *ret_place)
 {
 	struct timespec deadline;
@@ -227,7 +213,7 @@ int wh_pool_claim_wait(struct wharf_pool *pool, unsigned class, unsigned n, int6
 		return error;
 	if (timeout_ns == 0)
 		return -ETIMEDOUT;
-	has_deadline = deadline_of(timeout_ns, &deadline);
+	has_deadline = wh_sleep_until(timeout_ns, &deadline);
 	wh_pool_lock(pool);
 	pool->n_waiters++;
 	for (;;) {
