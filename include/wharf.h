@@ -24,9 +24,10 @@
  *   |------------------|----------------------------------------------------------------------------------------|
  *   | any              | wharf_buf_claim, _trim, _ref, _abandon; wharf_msg_ref, _release, _copy, _contiguous;   |
  *   |                  | wharf_pool_*; wharf_port_ref, _unref; wharf_loop_ref, _unref, _wake, _stop, _post;     |
- *   |                  | wharf_pair, wharf_version, wharf_close_name, wharf_fork_child; wharf_msg_take_fd of a  |
- *   |                  | taken message, one thread at a time                                                    |
- *   | any but a loop's | wharf_buf_claim_wait                                                                   |
+ *   |                  | wharf_post and wharf_post_buf without waiting; wharf_pair, wharf_version,              |
+ *   |                  | wharf_close_name, wharf_fork_child; wharf_msg_take_fd of a taken message, one thread   |
+ *   |                  | at a time                                                                              |
+ *   | any but a loop's | wharf_buf_claim_wait; wharf_post and wharf_post_buf with a timeout_ns                  |
  *   | the loop's       | everything else, wharf_msg_take included                                               |
  *   A loop belongs to the thread that first steps it; until then to any one thread at a time.
  *
@@ -107,8 +108,8 @@ struct wharf_loop_options {
 	uint32_t flags;           /* 0 */
 	uint64_t spin_ns;         /* a waiting step looks this long for work before it sleeps; default 0 */
 
-	/* For loops, ports, queues and frames on their way out, never for payload received. Called on the loop's thread, and
-	 * by whoever drops a last reference. free takes NULL. */
+	/* For loops, ports, queues and frames on their way out, never for payload received nor for what wharf_post queues.
+	 * Called on the loop's thread, and by whoever drops a last reference. free takes NULL. */
 	void *(*alloc)(size_t bytes, void *user);
 	void (*free)(void *memory, void *user);
 
@@ -335,7 +336,7 @@ struct wharf_reason {
 	uint32_t reserved;
 	const char *text; /* one line, never NULL; valid during the callback, as is peer */
 	const struct wharf_peer *peer; /* never NULL; version 0 if it never said hello */
-	uint64_t unsent_messages; /* accepted by a send and not handed to the kernel */
+	uint64_t unsent_messages; /* accepted by a send or post and not handed to the kernel */
 	uint64_t unsent_bytes;
 };
 
@@ -351,7 +352,7 @@ struct wharf_port_ops {
 	void (*on_message)(wharf_port *port, const struct wharf_msg *msg, void *user);
 
 	/*
-	 * A send or claim that answered -EAGAIN would now succeed (of several, the smallest). Once for all until then.
+	 * A send, post or claim that answered -EAGAIN would now succeed (of several, the smallest). Once for all until then.
 	 */
 	void (*on_writable)(wharf_port *port, void *user);
 
@@ -408,7 +409,8 @@ struct wharf_port_options {
 	const char *name;            /* told to the peer, at most WHARF_NAME_MAX bytes; default: the program's name */
 
 	/* What this end queues and lends: past it a send answers -EAGAIN. */
-	/* payload and overhead that waits behind the first frame; default 4 MiB. Of one stream or call: a quarter of it */
+	/* payload and overhead that waits behind the first frame; default 4 MiB. Of one stream or call: a quarter of it. Of
+	 * posts: as much again */
 	uint64_t tx_queued_bytes_max;
 	uint32_t tx_fds_max;          /* descriptors sent and not yet known to be read; default and most: 253 */
 	uint32_t unreleased_max;      /* keep-latest: values with the peer; -EOPNOTSUPP in this release */
@@ -557,6 +559,23 @@ WHARF_API WHARF_CHECK int wharf_send(wharf_port *port, const struct wharf_out *o
 /* The same for the two most common messages: one whole buffer, and some bytes (copied; size may be 0). */
 WHARF_API WHARF_CHECK int wharf_send_buf(wharf_port *port, uint32_t type, struct wharf_buf *buf);
 WHARF_API WHARF_CHECK int wharf_send_bytes(wharf_port *port, uint32_t type, const void *bytes, size_t size);
+
+/*
+ * Sending from any thread that holds a reference to the port: the message is queued here, copied as far as it must be,
+ * and sent in the loop's next turn. What one thread posts keeps its order, and its place among that thread's tasks
+ * (wharf_loop_post); what the loop's thread sends itself has an order of its own. Posts that are in no frame yet have a
+ * cap apart from what is sent: tx_queued_bytes_max and tx_fds_max once more, but an empty queue takes one of any size.
+ * Past it timeout_ns says how long to wait, and threads are served in the order in which they came: the bounded blocking
+ * send, for programs that are simple that way.
+ * 0: the port's, on every path; what an end leaves unsent its reason counts, and `done` of parts by reference is called
+ * on the loop's thread. -EAGAIN: timeout_ns is 0 and the cap is reached, or others wait; on_writable follows.
+ * -ETIMEDOUT. -EDEADLK: a timeout_ns other than 0 on a loop's thread, even if there is room. -EPIPE: the port is
+ * closing or closed, or closed meanwhile, or its loop was freed. -EMSGSIZE, -EINVAL, -EXDEV, -EBADF, -EMFILE and
+ * -ENOMEM as wharf_send, also for what the peer's hello shows only after the call. What wharf_send refuses with -EBUSY
+ * or -EOPNOTSUPP because of a buffer, or for want of descriptors to announce it, is sent by copy.
+ */
+WHARF_API WHARF_CHECK int wharf_post(wharf_port *port, const struct wharf_out *out, int64_t timeout_ns);
+WHARF_API WHARF_CHECK int wharf_post_buf(wharf_port *port, uint32_t type, struct wharf_buf *buf, int64_t timeout_ns);
 
 /*
  * Passes an end that was never opened: it travels as a message of its own, with what its socket has queued, and the
@@ -900,14 +919,6 @@ enum {
 	WHARF_SENT_REPLACED = 1, /* accepted; an older value of the same type and key, not yet sent, is freed */
 	WHARF_SENT_DROPPED = 2,  /* this one was dropped and counted */
 };
-
-/*
- * Other threads: what was posted before, tasks included, is carried out before; all with the loop's next turn.
- * Arguments are checked when posting. timeout_ns 0 does not wait (-EAGAIN); waiting answers -ETIMEDOUT, and -EDEADLK on
- * a loop's thread.
- */
-WHARF_API WHARF_CHECK int wharf_post(wharf_port *port, const struct wharf_out *out, int64_t timeout_ns);
-WHARF_API WHARF_CHECK int wharf_post_buf(wharf_port *port, uint32_t type, struct wharf_buf *buf, int64_t timeout_ns);
 
 /*
  * Delegation. A request with WHARF_MSG_DELEGATED brings an end in fds[0]. Whoever is to answer it (this process, or one

@@ -78,6 +78,17 @@ static void mismatch(struct wharf_port *port, const char *text)
 	wh_port_fail(port, WHARF_CLOSE_MISMATCH, EPROTONOSUPPORT, WH_BYE_MISMATCH, text, "%s", text);
 }
 
+bool wh_port_peer_takes(const struct wharf_port *port, uint64_t bytes, uint32_t n_fds)
+{
+	return bytes <= port->tx_message_bytes_max && n_fds <= port->peer.fds_max;
+}
+
+void wh_port_exceeded(struct wharf_port *port)
+{
+	wh_port_fail(port, WHARF_CLOSE_ERROR, EMSGSIZE, WH_BYE_ABORT, "a message queued before hello exceeds the limits",
+		"a message sent before the peer's hello exceeds its limits");
+}
+
 void wh_port_take_hello(struct wharf_port *port, const struct wh_hello *theirs, const struct wh_event *event)
 {
 	/* A hello that carries none is given those of nobody. */
@@ -107,9 +118,7 @@ void wh_port_take_hello(struct wharf_port *port, const struct wh_hello *theirs, 
 		return;
 	}
 	if (!wh_port_queue_fits(port, theirs)) {
-		wh_port_fail(port, WHARF_CLOSE_ERROR, EMSGSIZE, WH_BYE_ABORT,
-			"a message queued before hello exceeds the limits",
-			"a message sent before the peer's hello exceeds its limits");
+		wh_port_exceeded(port);
 		return;
 	}
 	port->said_hello = port->limits.said_hello = true;
@@ -117,6 +126,7 @@ void wh_port_take_hello(struct wharf_port *port, const struct wh_hello *theirs, 
 	port->peer_pieces = theirs->features & WH_FEATURE_PIECES;
 	port->tx_message_bytes_max = port->peer_pieces ? UINT64_MAX : theirs->message_bytes_max;
 	port->tx_inline |= !theirs->mapped_bytes_max;
+	wh_posting_limit(port);
 	wh_port_flows_on_hello(port, theirs);
 	port->tx_mapped_bytes_max = theirs->mapped_bytes_max;
 	if (theirs->mapped_bytes_max)

@@ -159,6 +159,7 @@ int wh_port_new(struct wharf_loop *loop, int fd, const struct wharf_port_options
 		wh_loop_dealloc(loop, port);
 		return error;
 	}
+	wh_posting_init(port);
 	fcntl(fd, F_SETFD, FD_CLOEXEC);
 	size_socket(port, fd);
 	wh_loop_add(loop, &port->source, fd);

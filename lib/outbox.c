@@ -124,7 +124,7 @@ static uint64_t cap(const struct wh_flow *flow)
 
 bool wh_outflow_takes(const struct wh_flow *flow, uint64_t cost)
 {
-	return flow->out.credit_bytes > 0 && (!flow->out.first || flow->out.cost + cost <= cap(flow));
+	return flow->out.credit_bytes > 0 && (!flow->out.cost || flow->out.cost + cost <= cap(flow));
 }
 
 void wh_outflow_charge(struct wh_flow *flow, uint64_t payload_bytes)
@@ -150,19 +150,27 @@ void wh_outflow_look(struct wh_flow *flow)
 		wh_port_chore(port);
 }
 
+/* What was posted counts against a cap of its own, until it is in frames. */
+static uint64_t cost_here(const struct wh_outmsg *m) { return m->posted ? 0 : m->cost; }
+
+void wh_outflow_append(struct wh_flow *flow, struct wh_outmsg *m)
+{
+	m->next = NULL;
+	*flow->out.end = m;
+	flow->out.end = &m->next;
+	flow->out.cost += cost_here(m);
+	flow->port->queued_messages += m->last;
+	flow->port->queued_bytes += m->left_bytes;
+	wh_outflow_look(flow);
+}
+
 int wh_outflow_queue(struct wh_flow *flow, const struct wh_outmsg *message)
 {
-	struct wharf_port *port = flow->port;
-	struct wh_outmsg *m = wh_outmsg_keep(port, message);
+	struct wh_outmsg *m = wh_outmsg_keep(flow->port, message);
 
 	if (!m)
 		return -ENOMEM;
-	*flow->out.end = m;
-	flow->out.end = &m->next;
-	flow->out.cost += m->cost;
-	port->queued_messages += m->last;
-	port->queued_bytes += m->left_bytes;
-	wh_outflow_look(flow);
+	wh_outflow_append(flow, m);
 	return 0;
 }
 
@@ -194,7 +202,7 @@ static struct wh_outmsg *take_message(struct wh_flow *flow)
 	flow->out.first = m->next;
 	if (!flow->out.first)
 		flow->out.end = &flow->out.first;
-	flow->out.cost -= m->cost;
+	flow->out.cost -= cost_here(m);
 	flow->port->queued_messages -= m->last;
 	flow->port->queued_bytes -= m->left_bytes;
 	return m;
@@ -261,8 +269,11 @@ static void encode_waiting(struct wharf_port *port)
 {
 	while (!wh_list_empty(&port->active)) {
 		struct wh_flow *flow = wh_container_of(port->active.next, struct wh_flow, out.active);
+		const struct wh_outmsg *m = flow->out.first;
 		if (!wh_window_open(port) || port->frames || port->stuck || port->tx_dead ||
 			port->state >= WH_PORT_ENDING)
+			return;
+		if (m->first && m->n_fds && !wh_port_frames_take_fds(port, m->n_fds))
 			return;
 		if (flow->out.deficit_bytes <= 0) {
 			flow->out.deficit_bytes += QUANTUM_BYTES;
@@ -293,6 +304,7 @@ void wh_port_flush(struct wharf_port *port)
 	struct wh_outframe *frame;
 	bool was_stuck = port->stuck;
 
+	wh_posting_settle(port);
 	if (port->shut || port->state == WH_PORT_ENDING || !wh_port_reap(port))
 		return;
 	if (port->bye_sent)
@@ -327,6 +339,7 @@ void wh_port_flush(struct wharf_port *port)
 	}
 	if (!wh_list_empty(&port->active)) {
 		encode_waiting(port);
+		wh_posting_settle(port);
 		if (port->state == WH_PORT_ENDING || !wh_port_reap(port) || port->stuck || port->tx_dead)
 			return;
 	}
@@ -352,8 +365,9 @@ static void count(const struct wh_outframe *frame, uint64_t *messages, uint64_t 
 
 void wh_port_queued(const struct wharf_port *port, uint64_t *ret_messages, uint64_t *ret_bytes)
 {
-	*ret_messages = port->queued_messages;
-	*ret_bytes = port->queued_bytes;
+	*ret_messages = port->queued_messages +
+		atomic_load_explicit(&port->posting.n_messages, memory_order_relaxed);
+	*ret_bytes = port->queued_bytes + atomic_load_explicit(&port->posting.n_bytes, memory_order_relaxed);
 	count(port->frames, ret_messages, ret_bytes);
 	count(port->open, ret_messages, ret_bytes);
 	count(port->sending, ret_messages, ret_bytes);
@@ -404,7 +418,7 @@ void wh_port_do_chores(struct wharf_port *port)
 	wharf_port_ref(port);
 	if (!port->shut && port->state < WH_PORT_ENDING) {
 		wh_port_deliver_resumed(port);
-		if (port->blocked_starts || !wh_list_empty(&port->blocked_flows))
+		if (port->blocked_starts || port->posting.writable || !wh_list_empty(&port->blocked_flows))
 			wh_port_room(port);
 	}
 	wh_calls_run_ends(port);

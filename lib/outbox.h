@@ -26,6 +26,15 @@ static inline uint32_t wh_outframe_messages(const struct wh_outframe *frame)
 	return frame->data ? frame->encoder.n_records - frame->n_pieces - (uint32_t)(frame->announces >= 0) : 0;
 }
 
+/*
+ * More descriptors than these would be more than a paused peer holds. What is sent by the loop's thread is refused
+ * before; what is posted waits.
+ */
+static inline bool wh_port_frames_take_fds(const struct wharf_port *port, uint32_t n_fds)
+{
+	return port->tx_fds_unread + port->tx_fds_framed + n_fds <= port->tx_fds_max;
+}
+
 /* What the records of one message may take, control room and frame header kept. */
 static inline uint32_t wh_port_message_room(const struct wharf_port *port)
 {
@@ -50,6 +59,7 @@ bool wh_outbox_turn_over(struct wharf_port *port);
 bool wh_outbox_takes_frame(const struct wharf_port *port); /* would it? */
 /* May the flow queue a message of this cost? An empty queue takes one of any size. */
 bool wh_outflow_takes(const struct wh_flow *flow, uint64_t cost);
+void wh_outflow_append(struct wh_flow *flow, struct wh_outmsg *m);
 /* Queues a copy. 0; -ENOMEM: m is as it was. */
 int wh_outflow_queue(struct wh_flow *flow, const struct wh_outmsg *m);
 /* Of what was accepted before the peer's limits were known: does it keep them? */

@@ -84,6 +84,7 @@ bool wh_port_bye_due(const struct wharf_port *port)
 {
 	/* Messages that wait for a lost segment need a peer that stays. */
 	return port->state == WH_PORT_DRAINING && port->said_hello && !port->bye_encoded && !port->queued_messages &&
+		!atomic_load_explicit(&port->posting.n_messages, memory_order_relaxed) &&
 		!port->plain.out.first && !port->flows[WH_FLOW_ANSWER].n && !port->frames &&
 		!wh_open_has_records(port) && !(port->n_lost && port->n_held);
 }
@@ -268,6 +269,7 @@ static void frame_sent(struct wharf_port *port, struct wh_outframe *frame)
 		port->bytes_unread += frame->n_bytes;
 		port->window_fds[port->frames_sent++ % WH_WINDOW_MAX] = (uint8_t)n;
 		port->tx_fds_queued -= n;
+		port->tx_fds_framed -= n;
 		port->tx_fds_unread += n;
 		port->stats.tx_fds += n;
 	}
@@ -283,6 +285,7 @@ static void send_broken(struct wharf_port *port)
 {
 	port->tx_dead = true;
 	port->tx_plain = false;
+	wh_posting_shut(port);
 	/* Not past the end that the application has asked for. */
 	if (port->state < WH_PORT_ENDING && !wh_loop_due_within(port->source.loop, &port->deadline, WH_GRACE_NS))
 		wh_loop_set_deadline(port->source.loop, &port->deadline, WH_GRACE_NS);

@@ -41,8 +41,7 @@ static int check(const struct wharf_out *out)
 	return 0;
 }
 
-int wh_outmsg_read(
-	struct wharf_port *port, const struct wharf_out *out, struct wh_outmsg *m, struct wh_outmsg_room *room)
+int wh_outmsg_read(uint64_t pool, const struct wharf_out *out, struct wh_outmsg *m, struct wh_outmsg_room *room)
 {
 	int error = check(out);
 
@@ -65,7 +64,7 @@ int wh_outmsg_read(
 		part->stays = false;
 		part->done = from->done;
 		if (from->buf) {
-			if (from->buf->opaque[0] != port->lease->pool)
+			if (from->buf->opaque[0] != pool)
 				return -EXDEV;
 			part->buf = *from->buf;
 			part->bytes = (const unsigned char *)from->buf->data + from->offset;
@@ -86,23 +85,32 @@ int wh_outmsg_read(
 	return 0;
 }
 
-struct wh_outmsg *wh_outmsg_keep(struct wharf_port *port, const struct wh_outmsg *m)
+uint64_t wh_outmsg_cost(const struct wh_outmsg *m)
 {
-	size_t fds_at = sizeof(*m) + m->n_parts * sizeof(struct wh_outpart), bytes_at = fds_at + m->n_fds * sizeof(int);
-	size_t size = bytes_at;
-	struct wh_outmsg *kept;
-	unsigned char *to;
+	return m->left_bytes + sizeof(*m) + m->n_parts * sizeof(struct wh_outpart);
+}
+
+static size_t fds_at(const struct wh_outmsg *m) { return sizeof(*m) + m->n_parts * sizeof(struct wh_outpart); }
+
+static size_t bytes_at(const struct wh_outmsg *m) { return fds_at(m) + m->n_fds * sizeof(int); }
+
+size_t wh_outmsg_bytes(const struct wh_outmsg *m)
+{
+	size_t size = bytes_at(m);
 
 	for (unsigned i = 0; i < m->n_parts; i++)
 		if (!m->parts[i].buf.data && !m->parts[i].done)
 			size += m->parts[i].size;
-	kept = wh_loop_alloc(port->source.loop, size);
-	if (!kept)
-		return NULL;
+	return size;
+}
+
+void wh_outmsg_copy(const struct wh_outmsg *m, struct wh_outmsg *kept)
+{
+	unsigned char *to = (unsigned char *)kept + bytes_at(m);
+
 	*kept = *m;
 	kept->parts = (struct wh_outpart *)(kept + 1);
-	kept->fds = (int *)((char *)kept + fds_at);
-	to = (unsigned char *)kept + bytes_at;
+	kept->fds = (int *)((char *)kept + fds_at(m));
 	if (m->n_parts)
 		memcpy(kept->parts, m->parts, m->n_parts * sizeof(struct wh_outpart));
 	if (m->n_fds)
@@ -115,16 +123,41 @@ struct wh_outmsg *wh_outmsg_keep(struct wharf_port *port, const struct wh_outmsg
 		part->bytes = to;
 		to += part->size;
 	}
+}
+
+struct wh_outmsg *wh_outmsg_keep(struct wharf_port *port, const struct wh_outmsg *m)
+{
+	struct wh_outmsg *kept = wh_loop_alloc(port->source.loop, wh_outmsg_bytes(m));
+
+	if (kept)
+		wh_outmsg_copy(m, kept);
 	return kept;
+}
+
+void wh_out_empty(const struct wharf_out *out)
+{
+	for (size_t i = 0; i < out->n_parts; i++)
+		if (out->parts[i].buf)
+			*out->parts[i].buf = (struct wharf_buf)WHARF_BUF_EMPTY;
 }
 
 /* ---- Ends ---- */
 
+static void discard(struct wharf_port *port, struct wh_outmsg *m)
+{
+	if (m->posted)
+		wh_posting_free(m);
+	else
+		wh_loop_dealloc(port->source.loop, m);
+}
+
 /* The application's memory is its own again: it is told in the loop's turn, never inside a send. */
 static void let_go(struct wharf_port *port, struct wh_outmsg *m)
 {
+	if (m->posted)
+		wh_posting_left(port, m);
 	if (!m->by_reference) {
-		wh_loop_dealloc(port->source.loop, m);
+		discard(port, m);
 		return;
 	}
 	m->next = NULL;
@@ -144,7 +177,7 @@ void wh_port_run_done(struct wharf_port *port)
 		for (unsigned i = 0; i < m->n_parts; i++)
 			if (m->parts[i].done)
 				m->parts[i].done(m->parts[i].begin, m->parts[i].whole, m->parts[i].user);
-		wh_loop_dealloc(port->source.loop, m);
+		discard(port, m);
 	}
 }
 
@@ -349,6 +382,7 @@ static void encoded(struct wharf_port *port, struct wh_outmsg *m, const struct w
 		memcpy(open->fds, m->fds, record->n_fds * sizeof(*m->fds));
 		open->close_fds = true;
 		open->tx.n_fds = record->n_fds;
+		port->tx_fds_framed += record->n_fds;
 		m->close_fds = false;
 	}
 	for (unsigned i = 0; i < record->n_pieces; i++)

@@ -36,6 +36,7 @@ struct wh_outmsg {
 	bool close_fds;                  /* the descriptors are ours */
 	bool must;                       /* is not refused for want of credit or room */
 	bool by_reference;               /* has parts with `done` */
+	bool posted;                     /* by another thread: a part of post_message.c's, with a cap of its own */
 	int *fds;
 	struct wh_outpart *parts;
 };
@@ -48,10 +49,17 @@ struct wh_outmsg_room {
 
 /*
  * Fills the message from what the application gave; of `m` it reads flow, first, last, end, delegated and, for streams,
- * total and position. 0; -EINVAL; -EXDEV; -EOPNOTSUPP; -EMSGSIZE.
+ * total and position. pool: as in wharf_buf.opaque. Any thread. 0; -EINVAL; -EXDEV; -EOPNOTSUPP; -EMSGSIZE.
  */
-int wh_outmsg_read(struct wharf_port *port, const struct wharf_out *out, struct wh_outmsg *m, struct wh_outmsg_room *room);
-/* A copy that can wait; bytes that are not by reference are copied, too. NULL: no memory, m is as it was. */
+int wh_outmsg_read(uint64_t pool, const struct wharf_out *out, struct wh_outmsg *m, struct wh_outmsg_room *room);
+void wh_out_empty(const struct wharf_out *out); /* accepted: its buffers are ours */
+/* Duplicates, or checks, before anything is accepted. 0; -EBADF; -EINVAL; -EMFILE. */
+int wh_fds_take(const struct wharf_out *out, int *fds);
+uint64_t wh_outmsg_cost(const struct wh_outmsg *m);
+/* A copy that can wait, into so many bytes; bytes that are not by reference are copied, too. */
+size_t wh_outmsg_bytes(const struct wh_outmsg *m);
+void wh_outmsg_copy(const struct wh_outmsg *m, struct wh_outmsg *ret_copy);
+/* The same in the loop's memory. NULL: there is none, m is as it was. */
 struct wh_outmsg *wh_outmsg_keep(struct wharf_port *port, const struct wh_outmsg *m);
 /* Everything of it is dropped: claims, descriptors, runs lent. `done` of its parts follows in this turn. */
 void wh_outmsg_drop(struct wharf_port *port, struct wh_outmsg *m);
@@ -78,5 +86,7 @@ enum wh_encoded wh_outmsg_encode(struct wharf_port *port, struct wh_outmsg *m, b
  * Sends it, at once or later: send.c. m as for wh_outmsg_read; out's flags have been checked. As wharf_send.
  */
 int wh_port_send(struct wharf_port *port, struct wh_outmsg *m, const struct wharf_out *out);
+/* What was posted, if nothing waits before it and it can be in a frame at once. False: it is as it was. */
+bool wh_port_encode_posted(struct wharf_port *port, struct wh_outmsg *m);
 
 #endif

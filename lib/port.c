@@ -48,6 +48,7 @@ wharf_port *wharf_port_unref(wharf_port *port)
 	if (!port || wh_forked() || atomic_fetch_sub_explicit(&port->refs, 1, memory_order_acq_rel) != 1)
 		return NULL;
 	loop = port->source.loop;
+	wh_posting_fini(port);
 	wh_loop_dealloc(loop, port);
 	wharf_loop_unref(loop);
 	return NULL;
@@ -61,6 +62,7 @@ void wh_port_end(struct wharf_port *port, uint32_t code, int error, const char *
 		return;
 	port->state = WH_PORT_ENDING;
 	port->tx_plain = false;
+	wh_posting_shut(port);
 	va_start(arguments, format);
 	vsnprintf(port->reason_text, sizeof(port->reason_text), format, arguments);
 	va_end(arguments);
@@ -349,6 +351,7 @@ void wh_port_callbacks(struct wharf_port *port)
 void wh_port_drain(struct wharf_port *port)
 {
 	port->tx_plain = false;
+	wh_posting_shut(port);
 	if (port->state > WH_PORT_OPEN)
 		return;
 	port->state = WH_PORT_DRAINING;

@@ -13,6 +13,7 @@
 #include "flow.h"
 #include "loop.h"
 #include "pool.h"
+#include "post_message.h"
 #include "view.h"
 #include "wire.h"
 
@@ -108,6 +109,7 @@ struct wharf_port {
 	uint64_t flush_bytes;            /* payload that makes a frame full */
 	uint64_t tx_mapped_bytes, tx_mapped_bytes_max; /* announced; the peer's cap */
 	uint32_t tx_fds_max, tx_fds_unread, tx_fds_queued;
+	uint32_t tx_fds_framed;          /* of the queued ones: in frames already */
 	bool tx_dead;                    /* the socket takes nothing any more */
 	bool backing_off;                /* the stuck frame waits for a timer, not for room in the socket */
 	bool hello_sent, bye_encoded, bye_sent;
@@ -146,6 +148,8 @@ struct wharf_port {
 	struct wh_call *offered;         /* a request that the application may take now */
 	struct wh_list ended_calls;      /* whose on_end is due */
 	struct wh_list chores;           /* on loop->chores: callbacks are due that no event brings */
+
+	struct wh_posting posting;       /* from other threads */
 
 	/* Frames in. */
 	struct wh_mapped *mapped;        /* NULL until the first announcement */
@@ -226,6 +230,9 @@ void wh_port_hello_init(struct wharf_port *port, const struct wharf_port_options
 void wh_port_start(struct wharf_port *port); /* the socket is connected: talks, and listens */
 bool wh_port_say_hello(struct wharf_port *port); /* false: no memory */
 void wh_port_take_hello(struct wharf_port *port, const struct wh_hello *hello, const struct wh_event *event);
+
+bool wh_port_peer_takes(const struct wharf_port *port, uint64_t bytes, uint32_t n_fds); /* once it has said hello */
+void wh_port_exceeded(struct wharf_port *port); /* it does not take what was accepted before: ends the port */
 
 void wh_port_drain(struct wharf_port *port);    /* nothing new is sent: what is queued, and answers */
 

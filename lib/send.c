@@ -70,6 +70,8 @@ void wh_port_room(struct wharf_port *port)
 
 	if (port->state >= WH_PORT_ENDING)
 		return;
+	tell |= port->posting.writable;
+	port->posting.writable = false;
 	tell |= unblock_flows(port);
 	for (unsigned kind = 0; port->blocked_starts >> kind; kind++)
 		if (port->blocked_starts >> kind & 1 && port->flows[kind].n < port->flows_max[kind]) {
@@ -80,8 +82,7 @@ void wh_port_room(struct wharf_port *port)
 		port->ops.on_writable(port, port->user);
 }
 
-/* Duplicates, or checks, before anything is accepted. */
-static int take_fds(const struct wharf_out *out, int *fds)
+int wh_fds_take(const struct wharf_out *out, int *fds)
 {
 	/* One number twice would be closed twice. */
 	for (size_t i = 1; out->flags & WHARF_FDS_MOVE && i < out->n_fds; i++)
@@ -148,25 +149,33 @@ static int encode_now(struct wharf_port *port, struct wh_outmsg *m)
 	}
 }
 
+/* Into the open frame if nothing waits, or it is as it was. 0; MUST_WAIT; negative. */
+static int try_now(struct wharf_port *port, struct wh_outmsg *m)
+{
+	int error;
+
+	/* An end that is not refused for want of credit must wait for it all the same, behind what waits already. */
+	if (!port->tx_plain || m->by_reference || m->flow->out.first || m->flow->out.credit_bytes <= 0)
+		return MUST_WAIT;
+	/*
+	 * A frame may leave before this message is encoded, or it may be refused: its chunks are not yet the peer's to
+	 * release.
+	 */
+	wh_lease_hold(port->lease);
+	error = encode_now(port, m);
+	if (error)
+		wh_outmsg_take_back(port, m);
+	wh_lease_unhold(port->lease);
+	return error;
+}
+
 /* At once if nothing waits, else in its flow. */
 static int place(struct wharf_port *port, struct wh_outmsg *m)
 {
-	int error = MUST_WAIT;
+	int error = try_now(port, m);
 
-	/* An end that is not refused for want of credit must wait for it all the same, behind what waits already. */
-	if (port->tx_plain && !m->by_reference && !m->flow->out.first && m->flow->out.credit_bytes > 0) {
-		/*
-		 * A frame may leave before this message is encoded, or it may be refused: its chunks are not yet the
-		 * peer's to release.
-		 */
-		wh_lease_hold(port->lease);
-		error = encode_now(port, m);
-		if (error)
-			wh_outmsg_take_back(port, m);
-		wh_lease_unhold(port->lease);
-		if (error == -EAGAIN && !m->must)
-			return again(m->flow, m->cost, m->n_fds);
-	}
+	if (error == -EAGAIN && !m->must)
+		return again(m->flow, m->cost, m->n_fds);
 	if (error != MUST_WAIT && error != -EAGAIN)
 		return error;
 	if (!m->must && !wh_outflow_takes(m->flow, m->cost))
@@ -178,7 +187,7 @@ int wh_port_send(struct wharf_port *port, struct wh_outmsg *m, const struct whar
 {
 	struct wh_outmsg_room room;
 	uint64_t bytes;
-	int error = wh_outmsg_read(port, out, m, &room);
+	int error = wh_outmsg_read(port->lease->pool, out, m, &room);
 
 	if (error)
 		return error;
@@ -193,10 +202,10 @@ int wh_port_send(struct wharf_port *port, struct wh_outmsg *m, const struct whar
 		m->total_bytes = m->left_bytes;
 		m->position_bytes = 0;
 	}
-	m->cost = m->left_bytes + sizeof(*m) + m->n_parts * sizeof(struct wh_outpart);
+	m->cost = wh_outmsg_cost(m);
 	if (!m->must && (m->flow->out.credit_bytes <= 0 || !fds_fit(port, m->n_fds)))
 		return again(m->flow, m->cost, m->n_fds);
-	error = take_fds(out, room.fds);
+	error = wh_fds_take(out, room.fds);
 	if (error)
 		return error;
 	m->close_fds = true;
@@ -211,14 +220,17 @@ int wh_port_send(struct wharf_port *port, struct wh_outmsg *m, const struct whar
 	m->flow->out.begun = true;
 	m->flow->out.ended = m->end;
 	m->flow->out.position_bytes += bytes;
-	for (size_t i = 0; i < out->n_parts; i++)
-		if (out->parts[i].buf)
-			*out->parts[i].buf = (struct wharf_buf)WHARF_BUF_EMPTY;
+	wh_out_empty(out);
 	if (m->flow->kind == WH_FLOW_STREAM_OUT)
 		wh_outflow_look_for_end(m->flow);
 	if (port->open && port->open->n_bytes >= port->flush_bytes)
 		wh_outbox_turn_over(port);
 	return 0;
+}
+
+bool wh_port_encode_posted(struct wharf_port *port, struct wh_outmsg *m)
+{
+	return wh_port_frames_take_fds(port, m->n_fds) && !try_now(port, m);
 }
 
 int wharf_send(wharf_port *port, const struct wharf_out *out)
