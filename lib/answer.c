@@ -6,8 +6,6 @@
 #include "options.h"
 #include "receive.h"
 
-const size_t wh_answer_bytes = sizeof(struct wh_call);
-
 void wh_answer_on_request(struct wh_flow *flow, const struct wharf_msg *msg)
 {
 	struct wh_call *call = wh_call_of(flow);
@@ -20,7 +18,6 @@ void wh_answer_on_request(struct wh_flow *flow, const struct wharf_msg *msg)
 	}
 	if (!call->offered) {
 		call->offered = true;
-		wh_list_init(&call->ended);
 		port->offered = call;
 		if (port->ops.on_message)
 			port->ops.on_message(port, msg, port->user);
@@ -35,7 +32,7 @@ void wh_answer_sent(struct wh_flow *flow)
 	struct wh_call *call = wh_call_of(flow);
 
 	wh_call_finish(call,
-		(struct wharf_end){ .reason = WHARF_END_LAST, .progress = WHARF_REPLIED, .status = call->status }, 0);
+		(struct wharf_end){ .reason = WHARF_END_LAST, .status = call->status }, 0);
 }
 
 int wharf_call_take(wharf_port *port, const struct wharf_msg *msg, const struct wharf_answer_options *options,

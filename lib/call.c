@@ -12,13 +12,20 @@
 uint32_t wh_call_progress(const struct wh_call *call)
 {
 	const struct wh_flow *flow = &call->flow;
+	const struct wharf_port *port = flow->port;
+	uint64_t left;
 
 	if (call->replied)
 		return WHARF_REPLIED;
-	if (flow->kind == WH_FLOW_CALL &&
-		(!flow->out.first_ordinal || flow->out.first_ordinal > flow->port->sent_ordinal))
+	if (flow->kind == WH_FLOW_ANSWER)
+		return WHARF_MAYBE_SEEN;
+	if (!flow->out.first_ordinal || (port->said_last_call && wh_call_is_newer(flow->id, port->last_call)))
 		return WHARF_NOT_SEEN;
-	return WHARF_MAYBE_SEEN;
+	/* Frames of a live port leave, whatever becomes of what is in them; and one that the engine has may have left. */
+	if (port->state < WH_PORT_ENDING)
+		return WHARF_MAYBE_SEEN;
+	left = port->sending ? port->handed_ordinal : port->sent_ordinal;
+	return flow->out.first_ordinal > left ? WHARF_NOT_SEEN : WHARF_MAYBE_SEEN;
 }
 
 static void out_of_time(struct wh_call *call)
@@ -36,8 +43,10 @@ void wh_call_finish(struct wh_call *call, struct wharf_end end, uint32_t farewel
 {
 	struct wharf_port *port = call->flow.port;
 
-	if (!end.progress)
-		end.progress = wh_call_progress(call);
+	end.progress = wh_call_progress(call);
+	/* Whose end was told needs to hear of none. */
+	if (call->behind)
+		farewell = 0;
 	call->end = end;
 	call->behind = false;
 	if (!wh_list_linked(&call->ended)) {
@@ -52,27 +61,38 @@ void wh_call_finish(struct wh_call *call, struct wharf_end end, uint32_t farewel
 	wh_port_chore(port);
 }
 
-/* The end that the peer tells of comes behind the replies before it. */
+static bool must_wait(const struct wh_call *call)
+{
+	return call->behind &&
+		((int64_t)(call->flow.port->n_delivered - call->behind_frame) < 0 ||
+			!wh_list_empty(&call->flow.in.aside));
+}
+
+/* The end that the peer tells of comes behind the replies before it, which may be held, or put aside. */
 static void finish_behind(struct wh_call *call, struct wharf_end end)
 {
 	struct wharf_port *port = call->flow.port;
 
-	if (wh_list_empty(&port->held) && wh_list_empty(&call->flow.in.aside)) {
+	if (call->behind)
+		return;
+	call->behind = true;
+	call->behind_frame = port->n_delivered + port->n_held;
+	if (!must_wait(call)) {
 		wh_call_finish(call, end, 0);
 		return;
 	}
-	if (wh_list_linked(&call->ended))
-		return;
-	out_of_time(call);
 	call->end = end;
-	call->behind = true;
 	wh_flow_ref(&call->flow);
 	wh_list_append(&port->ended_calls, &call->ended);
 }
 
-static bool must_wait(const struct wh_call *call)
+/* What it waited for is delivered. */
+static void settle(struct wh_call *call)
 {
-	return call->behind && (!wh_list_empty(&call->flow.port->held) || !wh_list_empty(&call->flow.in.aside));
+	call->end.progress = wh_call_progress(call);
+	call->behind = false;
+	out_of_time(call);
+	wh_flow_unlist(&call->flow);
 }
 
 void wh_calls_run_ends(struct wharf_port *port)
@@ -87,9 +107,8 @@ void wh_calls_run_ends(struct wharf_port *port)
 			wh_list_append(&port->ended_calls, node);
 			continue;
 		}
-		wh_flow_unlist(&call->flow);
-		if (!call->end.progress)
-			call->end.progress = wh_call_progress(call);
+		if (call->behind)
+			settle(call);
 		if (call->on_end)
 			call->on_end(port, wh_call_handle(&call->flow), &call->end, call->user);
 		wh_flow_unref(&call->flow);
@@ -130,17 +149,23 @@ void wh_calls_end_all(struct wharf_port *port)
 
 void wh_calls_on_bye(struct wharf_port *port, uint64_t last_call)
 {
+	port->said_last_call = true;
+	port->last_call = last_call;
+	/* Those that ended with the port learn the same. */
+	if (port->state >= WH_PORT_ENDING)
+		return;
 	for (uint32_t i = 0; i < port->flows[WH_FLOW_CALL].n_slots; i++) {
 		struct wh_flow *flow = port->flows[WH_FLOW_CALL].flows[i];
-		if (flow && flow->listed && flow->id > last_call)
-			wh_call_finish(wh_call_of(flow),
-				(struct wharf_end){ .reason = WHARF_END_CLOSED, .progress = WHARF_NOT_SEEN }, 0);
+		if (flow && flow->listed && wh_call_is_newer(flow->id, last_call))
+			wh_call_finish(wh_call_of(flow), (struct wharf_end){ .reason = WHARF_END_CLOSED }, 0);
 	}
 }
 
 void wh_call_give_up(struct wh_flow *flow)
 {
-	wh_call_finish(wh_call_of(flow), (struct wharf_end){ .reason = WHARF_END_CLOSED }, WH_CANCEL_CALLER);
+	/* One whose end was told keeps that. */
+	if (!wh_call_of(flow)->behind)
+		wh_call_finish(wh_call_of(flow), (struct wharf_end){ .reason = WHARF_END_CLOSED }, WH_CANCEL_CALLER);
 }
 
 /* ---- What arrives ---- */
@@ -268,7 +293,6 @@ int wharf_call(wharf_port *port, const struct wharf_out *request, const struct w
 	return 0;
 }
 
-/* Ours, that goes on. */
 static int find(const wharf_port *port, wharf_call_id id, struct wh_call **ret_call)
 {
 	struct wh_flow *flow;
@@ -277,7 +301,7 @@ static int find(const wharf_port *port, wharf_call_id id, struct wh_call **ret_c
 	if (error)
 		return error;
 	flow = wh_flow_find(port, WH_FLOW_CALL, id);
-	if (!flow || wh_call_of(flow)->behind)
+	if (!flow)
 		return -ESTALE;
 	*ret_call = wh_call_of(flow);
 	return 0;
@@ -288,6 +312,8 @@ int wharf_call_send(wharf_port *port, wharf_call_id id, const struct wharf_out *
 	struct wh_call *call;
 	int error = find(port, id, &call);
 
+	if (!error && call->behind)
+		error = -ESTALE;
 	return error ? error : wh_call_send(call, out, 0);
 }
 

@@ -17,7 +17,8 @@ struct wh_call {
 	bool timed;                      /* the deadline is reserved */
 	bool replied;                    /* ours: a reply arrived; theirs: one was sent */
 	bool offered, taken;             /* theirs: to the application, by it */
-	bool behind;                     /* the end waits for replies that are held */
+	bool behind;                     /* the end waits for what has arrived before it */
+	uint64_t behind_frame;           /* when port->n_delivered is there, all but what was put aside */
 	uint32_t status;
 };
 
@@ -26,6 +27,12 @@ static inline struct wh_call *wh_call_of(struct wh_flow *flow) { return (struct 
 static inline wharf_call_id wh_call_handle(const struct wh_flow *flow)
 {
 	return flow->kind == WH_FLOW_ANSWER ? WH_CALL_THEIRS | flow->id : flow->id;
+}
+
+/* Numbers go round, after years. */
+static inline bool wh_call_is_newer(uint64_t id, uint64_t than)
+{
+	return (int64_t)((id - than) << 1) > 0;
 }
 
 /*

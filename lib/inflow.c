@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "call.h"
 #include "receive.h"
 
 enum { UNKNOWN_FIRST_BYTES = 64 << 10 }; /* room for a message of unknown length, doubled as it grows */
@@ -420,7 +421,7 @@ static struct wh_flow *answer_of(struct wharf_port *port, const struct wh_record
 	struct wh_flow_table *table = &port->flows[WH_FLOW_ANSWER];
 	struct wh_flow *flow = wh_flow_find(port, WH_FLOW_ANSWER, id);
 
-	if (flow || id <= table->sequence)
+	if (flow || !wh_call_is_newer(id, table->sequence))
 		return flow;
 	/* The bye names the last call accepted: those behind it are as good as not sent. */
 	if (port->closed_here || port->bye_encoded)
@@ -432,8 +433,11 @@ static struct wh_flow *answer_of(struct wharf_port *port, const struct wh_record
 		wh_port_violation(port, "a call that does not begin at its beginning");
 		return NULL;
 	}
-	return begin(port, WH_FLOW_ANSWER, wh_answer_bytes, id, "a call with the number of another",
+	flow = begin(port, WH_FLOW_ANSWER, sizeof(struct wh_call), id, "a call with the number of another",
 		"more calls than it was told");
+	if (flow)
+		wh_list_init(&wh_call_of(flow)->ended);
+	return flow;
 }
 
 static struct wh_flow *flow_of(struct wharf_port *port, const struct wh_record *r, const struct wh_message_in *in)

@@ -146,7 +146,9 @@ struct wharf_port {
 	bool pieces, peer_pieces;        /* messages are delivered in pieces, here and there */
 	struct wh_outmsg *done, **done_end; /* whose `done` is due */
 	struct wh_call *offered;         /* a request that the application may take now */
-	struct wh_list ended_calls;      /* whose on_end is due */
+	struct wh_list ended_calls;      /* whose on_end is due, now or behind what waits */
+	uint64_t last_call;              /* the last one that the peer has accepted, as its bye says */
+	bool said_last_call;
 	struct wh_list chores;           /* on loop->chores: callbacks are due that no event brings */
 
 	struct wh_posting posting;       /* from other threads */
@@ -164,6 +166,7 @@ struct wharf_port {
 	uint64_t bytes_this_turn;        /* payload */
 	struct wh_list held;
 	uint32_t n_held;
+	uint64_t n_delivered;            /* of those that were held */
 	uint32_t n_held_fds;
 	struct wh_list ready;
 	uint16_t n_lost;                 /* slots of the peer that are announced, and whose descriptors were lost */
@@ -255,7 +258,6 @@ void wh_calls_on_bye(struct wharf_port *port, uint64_t last_call); /* those behi
 void wh_calls_run_ends(struct wharf_port *port); /* on_end of those that have ended */
 void wh_call_give_up(struct wh_flow *flow);
 void wh_answer_sent(struct wh_flow *flow);      /* the last reply is in a frame */
-extern const size_t wh_answer_bytes;            /* of the structure that an answer is made in */
 
 /* send.c, outbox.c, outframe.c */
 void wh_port_flush(struct wharf_port *port);

@@ -50,6 +50,7 @@ static void on_bye(struct wharf_port *port, const struct wh_bye *bye)
 		break;
 	case WH_BYE_ABORT:
 		wh_port_end(port, WHARF_CLOSE_PEER_ABORTED, 0, "%s", bye->text);
+		wh_calls_on_bye(port, bye->last_call);
 		port->reason.app_code = bye->app_code;
 		break;
 	case WH_BYE_REFUSED:
@@ -282,6 +283,7 @@ static void free_held(struct wharf_port *port, struct wh_held *held)
 	wh_fds_close(held->fds, held->n_fds);
 	wh_list_remove(&held->link);
 	port->n_held--;
+	port->n_delivered++;
 	port->n_held_fds -= held->n_fds;
 	free(held);
 }
@@ -311,7 +313,7 @@ static void deliver_held(struct wharf_port *port, bool all)
 	wh_port_flush_all_released(port);
 	wh_port_schedule_held(port);
 	/* Ends of calls wait for the replies before them, what was put aside for its port. */
-	if (wh_list_empty(&port->held) && (!wh_list_empty(&port->ended_calls) || !wh_list_empty(&port->resumed)))
+	if (!wh_list_empty(&port->ended_calls) || !wh_list_empty(&port->resumed))
 		wh_port_chore(port);
 	wh_port_look_for_end(port);
 }
