@@ -59,13 +59,9 @@ static struct aside *take_aside(struct wh_flow *flow)
 
 static bool aside_uses(const struct wh_flow *flow, uint16_t slot)
 {
-	for (const struct wh_list *node = flow->in.aside.next; node != &flow->in.aside; node = node->next) {
-		const struct aside *aside = wh_container_of(node, struct aside, link);
-		const struct wh_run *runs = wh_message_read(aside->record).runs;
-		for (unsigned i = 0; i < aside->record->n_items; i++)
-			if (runs[i].n_chunks && runs[i].slot == slot)
-				return true;
-	}
+	for (const struct wh_list *node = flow->in.aside.next; node != &flow->in.aside; node = node->next)
+		if (wh_record_uses(wh_container_of(node, struct aside, link)->record, slot))
+			return true;
 	return false;
 }
 

@@ -494,7 +494,7 @@ void wh_flow_on_abort(struct wharf_port *port, const struct wh_abort *abort)
 	uint64_t id = (theirs ? WH_STREAM_THEIRS : WH_STREAM_OURS) | abort->stream;
 
 	if (theirs)
-		wh_port_drop_held(port, WH_RECORD_MESSAGE, abort->stream);
+		wh_port_drop_held_stream(port, abort->stream);
 	if (!theirs && abort->code == WH_ABORT_DONE && flow) {
 		wh_port_violation(port, "it is done with a stream that has not ended");
 		return;

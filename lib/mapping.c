@@ -162,14 +162,11 @@ static bool held_uses(const struct wharf_port *port, uint16_t slot)
 		const struct wh_held *held = wh_container_of(i, struct wh_held, link);
 		const struct wh_frame *frame = (const struct wh_frame *)held->frame;
 		const struct wh_record *r = (const struct wh_record *)(held->frame + held->offset);
-		for (; r != wh_frame_end(frame); r = wh_record_next(r)) {
-			const struct wh_run *runs = r->n_items ? wh_message_read(r).runs : NULL;
-			for (unsigned k = 0; k < r->n_items; k++)
-				if (runs[k].n_chunks && runs[k].slot == slot)
-					return true;
-		}
+		for (; r != wh_frame_end(frame); r = wh_record_next(r))
+			if (wh_record_uses(r, slot))
+				return true;
 	}
-	return false;
+	return wh_flows_use_slot(port, slot);
 }
 
 void wh_port_on_retire(struct wharf_port *port, const struct wh_slot_record *r)
@@ -181,7 +178,7 @@ void wh_port_on_retire(struct wharf_port *port, const struct wh_slot_record *r)
 		return;
 	}
 	/* An owner retires only what has come back; messages that wait here still hold theirs. */
-	if (held_uses(port, r->slot) || wh_flows_use_slot(port, r->slot)) {
+	if (held_uses(port, r->slot)) {
 		wh_port_violation(port, "it retires a segment that messages on their way lie in");
 		return;
 	}

@@ -11,6 +11,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "call.h"
 #include "receive.h"
 
 /* When it arrives. Control records follow the data of their frame, if it has any. */
@@ -238,6 +239,18 @@ static bool must_wait(const struct wh_record *from, const struct wh_frame *frame
 	return false;
 }
 
+/* The number of the last call that begins in the frame; 0: none. */
+static uint64_t last_call(const struct wh_held *held)
+{
+	const struct wh_record *r = (const struct wh_record *)(held->frame + held->offset);
+	uint64_t call = 0;
+
+	for (; r != wh_frame_end(held->frame); r = wh_record_next(r))
+		if (r->kind == WH_RECORD_CALL && r->flags & WH_RECORD_FIRST)
+			call = wh_message_read(r).call;
+	return call;
+}
+
 static void hold(
 	struct wharf_port *port, const struct wh_record *from, const struct wh_frame *frame, struct wh_rx *rx)
 {
@@ -269,6 +282,7 @@ static void hold(
 		held->fds[i] = rx->fds[i];
 		rx->fds[i] = -1;
 	}
+	held->last_call = last_call(held);
 	wh_list_append(&port->held, &held->link);
 	port->n_held++;
 	port->n_held_fds += held->n_fds;
@@ -329,22 +343,39 @@ void wh_port_look_for_end(struct wharf_port *port)
 		wh_port_eof(port);
 }
 
-void wh_port_drop_held(struct wharf_port *port, enum wh_record_kind kind, uint64_t id)
+void wh_port_drop_held_stream(struct wharf_port *port, uint32_t stream)
 {
 	for (struct wh_list *node = port->held.next; node != &port->held; node = node->next) {
 		struct wh_held *held = wh_container_of(node, struct wh_held, link);
 		const struct wh_record *end = wh_frame_end(held->frame);
 		struct wh_record *r = (struct wh_record *)(held->frame + held->offset);
-		for (; r != end; r = (struct wh_record *)((char *)r + r->size)) {
-			if (r->kind != kind)
-				continue;
-			if (kind == WH_RECORD_MESSAGE ? ((struct wh_message_record *)r)->stream == id
-						      : wh_message_read(r).call == id)
+		for (; r != end; r = (struct wh_record *)((char *)r + r->size))
+			if (r->kind == WH_RECORD_MESSAGE && ((struct wh_message_record *)r)->stream == stream)
 				r->flags |= WH_RECORD_DROPPED;
-		}
 	}
 }
 
+void wh_port_drop_held_call(struct wharf_port *port, uint64_t id)
+{
+	struct wh_list *node = port->held.next;
+	struct wh_held *held = NULL;
+
+	/* Their numbers grow from frame to frame: however many a peer cancels, one frame is looked at for each. */
+	for (; node != &port->held; node = node->next) {
+		held = wh_container_of(node, struct wh_held, link);
+		if (held->last_call && !wh_call_is_newer(id, held->last_call))
+			break;
+	}
+	if (node == &port->held)
+		return;
+	struct wh_record *r = (struct wh_record *)(held->frame + held->offset);
+	for (; r != wh_frame_end(held->frame); r = (struct wh_record *)((char *)r + r->size))
+		if (r->kind == WH_RECORD_CALL && wh_message_read(r).call == id) {
+			/* Of a call that never began the rest is dropped anyway. */
+			r->flags |= WH_RECORD_DROPPED;
+			return;
+		}
+}
 void wh_port_deliver_held(struct wharf_port *port) { deliver_held(port, false); }
 
 void wh_port_drop_input(struct wharf_port *port)

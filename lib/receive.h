@@ -34,15 +34,14 @@ void wh_flow_put_aside(struct wh_flow *flow, const struct wh_record *r, struct w
 /* pass.c: an end that the peer passes on. */
 void wh_port_deliver_end(struct wharf_port *port, const struct wh_port_record *r, struct wh_rx *rx);
 
-/* receive.c: marks what waits of a stream (MESSAGE) or a call (CALL, REPLY) as dropped. */
-void wh_port_drop_held(struct wharf_port *port, enum wh_record_kind kind, uint64_t id);
+/* receive.c: marks what waits of it as dropped. */
+void wh_port_drop_held_stream(struct wharf_port *port, uint32_t stream);
+void wh_port_drop_held_call(struct wharf_port *port, uint64_t id); /* the peer's, not begun yet */
 
 /* call.c: what arrives for calls; the message is borrowed as in on_message. */
 void wh_call_on_reply(struct wh_flow *flow, const struct wharf_msg *msg);
 void wh_call_on_last(struct wh_flow *flow, uint32_t status); /* behind the last reply */
 void wh_answer_on_request(struct wh_flow *flow, const struct wharf_msg *msg);
 void wh_call_on_cancel(struct wharf_port *port, const struct wh_cancel *cancel);
-/* A request that nobody has taken, or that is none any more: the caller hears it. */
-void wh_call_on_violation(struct wh_flow *flow, const char *why);
 
 #endif

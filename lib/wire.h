@@ -376,4 +376,14 @@ static inline struct wh_message_in wh_message_read(const struct wh_record *recor
 	return m;
 }
 
+static inline bool wh_record_uses(const struct wh_record *record, uint16_t slot)
+{
+	const struct wh_run *runs = record->n_items ? wh_message_read(record).runs : NULL;
+
+	for (unsigned i = 0; i < record->n_items; i++)
+		if (runs[i].n_chunks && runs[i].slot == slot)
+			return true;
+	return false;
+}
+
 #endif
