@@ -804,6 +804,23 @@ WHARF_API WHARF_CHECK int wharf_reply_buf(wharf_port *port, wharf_call_id id, st
 /* Ends a request without an answer: WHARF_END_REFUSED for the caller; on_end follows here, too. 0; -ESTALE; -EPIPE. */
 WHARF_API int wharf_call_refuse(wharf_port *port, wharf_call_id id, uint32_t app_code);
 
+/*
+ * Delegation. With `delegate` the first descriptor of the request is an end of a fresh pair (rx_fds_max does not count it):
+ * whoever opens that and adopts the call answers it, this peer or one that the end was passed on to. Where the request
+ * arrives it is a message like others, with WHARF_MSG_DELEGATED and no call to be taken; a handler that leaves its
+ * descriptor closes it, and the call ends with WHARF_END_NO_REPLY, as when the end is closed by one who did not adopt.
+ * The call goes on when the port that carried its request ends, once that has left; its callbacks and functions get that
+ * port and the id of wharf_call all the same, after on_close too, until on_end returns. It counts against what the peer
+ * takes in calls, and keeps wharf_loop_run. Its answer is subject to that port's rx_ options. The rest of its
+ * request, if the beginning had no WHARF_LAST, goes to whoever adopts it, by copy whatever it lies in.
+ *
+ * wharf_call_adopt, on a port opened from such an end, before it has received a message: the caller's one call, as if
+ * its request had arrived there. When the call has ended the caller closes the port.
+ * 0; -EALREADY: adopted before; -ENOENT: the port has received messages already, or is ending; -ENOMEM.
+ */
+WHARF_API WHARF_CHECK int wharf_call_adopt(wharf_port *port, const struct wharf_answer_options *options,
+	wharf_call_id *ret_id);
+
 /* ---- Listening and connecting --------------------------------------------------------------------------------- */
 
 /*
@@ -920,15 +937,6 @@ enum {
 	WHARF_SENT_DROPPED = 2,  /* this one was dropped and counted */
 };
 
-/*
- * Delegation. A request with WHARF_MSG_DELEGATED brings an end in fds[0]. Whoever is to answer it (this process, or one
- * that the end is passed on to) opens it with wharf_open and calls this on the port: the caller's one call, as if its
- * request had arrived there. A delegated request ends with the port that it is answered through; on the port that
- * brought it it is an ordinary message, to be taken by nobody. 0; -EALREADY; -ENOENT: the port has received messages
- * already, or is ending.
- */
-WHARF_API WHARF_CHECK int wharf_call_adopt(wharf_port *port, const struct wharf_answer_options *options,
-	wharf_call_id *ret_id);
 
 #endif /* WHARF_DRAFT */
 

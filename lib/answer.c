@@ -11,6 +11,11 @@ void wh_answer_on_request(struct wh_flow *flow, const struct wharf_msg *msg)
 	struct wh_call *call = wh_call_of(flow);
 	struct wharf_port *port = flow->port;
 
+	if (flow->delegated) {
+		if (port->ops.on_message)
+			port->ops.on_message(port, msg, port->user);
+		return;
+	}
 	if (call->taken) {
 		if (call->on_message)
 			call->on_message(port, wh_call_handle(flow), msg, call->user);
@@ -35,6 +40,16 @@ void wh_answer_sent(struct wh_flow *flow)
 		(struct wharf_end){ .reason = WHARF_END_LAST, .status = call->status }, 0);
 }
 
+void wh_answer_take(struct wh_call *call, const struct wharf_answer_options *o, wharf_call_id *ret_id)
+{
+	call->taken = true;
+	call->on_message = o->on_message;
+	call->on_writable = o->on_writable;
+	call->on_end = o->on_end;
+	call->user = o->user;
+	*ret_id = wh_call_handle(&call->flow);
+}
+
 int wharf_call_take(wharf_port *port, const struct wharf_msg *msg, const struct wharf_answer_options *options,
 	wharf_call_id *ret_id)
 {
@@ -53,12 +68,7 @@ int wharf_call_take(wharf_port *port, const struct wharf_msg *msg, const struct 
 		return -ENOENT;
 	if (call->taken)
 		return -EALREADY;
-	call->taken = true;
-	call->on_message = o.on_message;
-	call->on_writable = o.on_writable;
-	call->on_end = o.on_end;
-	call->user = o.user;
-	*ret_id = wh_call_handle(&call->flow);
+	wh_answer_take(call, &o, ret_id);
 	return 0;
 }
 

@@ -4,6 +4,7 @@
 
 #include <errno.h>
 
+#include "delegate.h"
 #include "options.h"
 #include "receive.h"
 
@@ -17,6 +18,8 @@ uint32_t wh_call_progress(const struct wh_call *call)
 
 	if (call->replied)
 		return WHARF_REPLIED;
+	if (call->other && !flow->delegated)
+		return wh_call_progress(call->other);
 	if (flow->kind == WH_FLOW_ANSWER)
 		return WHARF_MAYBE_SEEN;
 	if (!flow->out.first_ordinal || (port->said_last_call && wh_call_is_newer(flow->id, port->last_call)))
@@ -41,8 +44,14 @@ static void out_of_time(struct wh_call *call)
 
 void wh_call_finish(struct wh_call *call, struct wharf_end end, uint32_t farewell)
 {
-	struct wharf_port *port = call->flow.port;
+	struct wharf_port *port;
 
+	if (call->flow.delegated && call->other) {
+		/* What ends it here is told where it is answered. */
+		call = call->other;
+		farewell = WH_CANCEL_CALLER;
+	}
+	port = call->flow.port;
 	end.progress = wh_call_progress(call);
 	/* Whose end was told needs to hear of none. */
 	if (call->behind)
@@ -58,6 +67,8 @@ void wh_call_finish(struct wh_call *call, struct wharf_end end, uint32_t farewel
 		wh_flow_leave(&call->flow, farewell, end.app_code);
 	else
 		wh_flow_unlist(&call->flow);
+	if (call->other)
+		wh_delegate_ended(call);
 	wh_port_chore(port);
 }
 
@@ -93,6 +104,8 @@ static void settle(struct wh_call *call)
 	call->behind = false;
 	out_of_time(call);
 	wh_flow_unlist(&call->flow);
+	if (call->other)
+		wh_delegate_ended(call);
 }
 
 void wh_calls_run_ends(struct wharf_port *port)
@@ -141,7 +154,7 @@ void wh_calls_end_all(struct wharf_port *port)
 		for (uint32_t i = 0; i < port->flows[kinds[k]].n_slots; i++) {
 			struct wh_flow *flow = port->flows[kinds[k]].flows[i];
 			/* One whose end was told keeps that. */
-			if (flow && flow->listed)
+			if (flow && flow->listed && !wh_delegate_outlives_port(wh_call_of(flow)))
 				wh_call_finish(wh_call_of(flow),
 					wh_call_of(flow)->behind ? wh_call_of(flow)->end : end_of_port(port), 0);
 		}
@@ -200,7 +213,7 @@ void wh_call_on_cancel(struct wharf_port *port, const struct wh_cancel *cancel)
 		return;
 	}
 	flow = wh_flow_find(port, WH_FLOW_CALL, cancel->call);
-	if (!flow)
+	if (!flow || flow->delegated)
 		return;
 	end.reason = cancel->code == WH_CANCEL_NO_REPLY ? WHARF_END_NO_REPLY : WHARF_END_REFUSED;
 	finish_behind(wh_call_of(flow), end);
@@ -223,9 +236,20 @@ static void on_deadline(struct wh_deadline *deadline)
 	wh_call_finish(call, (struct wharf_end){ .reason = WHARF_END_DEADLINE, .error = ETIMEDOUT }, WH_CANCEL_CALLER);
 }
 
+void wh_call_set_deadline(struct wh_call *call, int64_t timeout_ns)
+{
+	call->timed = true;
+	call->deadline.expired = on_deadline;
+	wh_loop_set_deadline(call->flow.port->source.loop, &call->deadline, (uint64_t)timeout_ns);
+}
+
 int wh_call_send(struct wh_call *call, const struct wharf_out *out, uint32_t status)
 {
-	struct wh_outmsg m = { .flow = &call->flow, .first = true, .last = true, .status = status };
+	struct wh_outmsg m = { .flow = &call->flow,
+		.first = true,
+		.last = true,
+		.status = status,
+		.delegated = call->flow.delegated };
 
 	if (!out || out->flags & ~(uint32_t)(WHARF_FDS_MOVE | WHARF_LAST) || out->key)
 		return -EINVAL;
@@ -246,8 +270,6 @@ static int check_options(
 		return error;
 	if (o->flags || o->delegate > 1)
 		return -EINVAL;
-	if (o->delegate)
-		return -EOPNOTSUPP;
 	return port->state == WH_PORT_DRAINING || port->tx_dead ? -EPIPE : 0;
 }
 
@@ -273,13 +295,14 @@ int wharf_call(wharf_port *port, const struct wharf_out *request, const struct w
 	}
 	call = wh_call_of(flow);
 	wh_list_init(&call->ended);
-	call->timed = o.timeout_ns > 0;
-	error = wh_call_send(call, request, 0);
+	wh_list_init(&call->delegated);
+	error = o.delegate ? wh_call_delegate(call, request, &o) : wh_call_send(call, request, 0);
 	if (error) {
 		/* It never was: what kept it back is the port's. */
 		if (error == -EAGAIN)
 			wh_outflow_block(&port->plain, 0, flow->out.blocked_fds);
-		out_of_time(call);
+		if (o.timeout_ns > 0)
+			wh_timers_unreserve(&port->source.loop->timers, 1);
 		wh_flow_unlist(flow);
 		return error;
 	}
@@ -287,24 +310,31 @@ int wharf_call(wharf_port *port, const struct wharf_out *request, const struct w
 	call->on_writable = o.on_writable;
 	call->on_end = o.on_end;
 	call->user = o.user;
-	call->deadline.expired = on_deadline;
-	if (call->timed)
-		wh_loop_set_deadline(port->source.loop, &call->deadline, (uint64_t)o.timeout_ns);
+	if (!o.delegate && o.timeout_ns > 0)
+		wh_call_set_deadline(call, o.timeout_ns);
 	*ret_id = flow->id;
 	return 0;
 }
 
+/* One of ours: where it is answered. */
 static int find(const wharf_port *port, wharf_call_id id, struct wh_call **ret_call)
 {
 	struct wh_flow *flow;
+	struct wh_call *call;
 	int error = wh_port_check(port);
 
-	if (error)
+	if (error == -EPIPE) {
+		call = wh_delegate_find(port, id);
+	} else if (error) {
 		return error;
-	flow = wh_flow_find(port, WH_FLOW_CALL, id);
-	if (!flow)
-		return -ESTALE;
-	*ret_call = wh_call_of(flow);
+	} else {
+		flow = wh_flow_find(port, WH_FLOW_CALL, id);
+		call = flow ? wh_call_of(flow) : NULL;
+		error = -ESTALE;
+	}
+	if (!call)
+		return error;
+	*ret_call = call->flow.delegated ? call->other : call;
 	return 0;
 }
 
@@ -337,13 +367,20 @@ int wharf_call_cancel(wharf_port *port, wharf_call_id id)
 /* Of either side. */
 static int find_any(const wharf_port *port, wharf_call_id id, struct wh_flow **ret_flow)
 {
-	bool theirs = id & WH_CALL_THEIRS;
-	int error = wh_port_check(port);
+	struct wh_call *call;
+	int error;
 
+	if (!(id & WH_CALL_THEIRS)) {
+		error = find(port, id, &call);
+		if (!error)
+			*ret_flow = &call->flow;
+		return error;
+	}
+	error = wh_port_check(port);
 	if (error)
 		return error;
-	*ret_flow = wh_flow_find(port, theirs ? WH_FLOW_ANSWER : WH_FLOW_CALL, id & ~WH_CALL_THEIRS);
-	return *ret_flow && (!theirs || wh_call_of(*ret_flow)->taken) ? 0 : -ESTALE;
+	*ret_flow = wh_flow_find(port, WH_FLOW_ANSWER, id & ~WH_CALL_THEIRS);
+	return *ret_flow && wh_call_of(*ret_flow)->taken ? 0 : -ESTALE;
 }
 
 int wharf_call_pause(wharf_port *port, wharf_call_id id)

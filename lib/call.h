@@ -12,6 +12,9 @@ struct wh_call {
 	void (*on_end)(wharf_port *port, wharf_call_id id, const struct wharf_end *end, void *user);
 	void *user;
 	struct wh_list ended;            /* on port->ended_calls: on_end is due */
+	/* Delegated: on the port that carried the request, the one on the answer port, and the other way round. */
+	struct wh_call *other;
+	struct wh_list delegated;        /* the first of these: on port->delegated until its end is fixed */
 	struct wharf_end end;
 	struct wh_deadline deadline;     /* of ours */
 	bool timed;                      /* the deadline is reserved */
@@ -42,6 +45,11 @@ static inline bool wh_call_is_newer(uint64_t id, uint64_t than)
 void wh_call_finish(struct wh_call *call, struct wharf_end end, uint32_t farewell);
 /* WHARF_NOT_SEEN, ... of one that has not been answered in full */
 uint32_t wh_call_progress(const struct wh_call *call);
+
+void wh_call_set_deadline(struct wh_call *call, int64_t timeout_ns); /* which is reserved, or was not given */
+
+/* answer.c: the application has it. */
+void wh_answer_take(struct wh_call *call, const struct wharf_answer_options *options, wharf_call_id *ret_id);
 
 /* One message of a call, in either direction. status: with WHARF_LAST, of answers. As wharf_send. */
 int wh_call_send(struct wh_call *call, const struct wharf_out *out, uint32_t status);

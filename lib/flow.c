@@ -183,7 +183,7 @@ void wh_flow_leave(struct wh_flow *flow, uint32_t code, uint32_t app_code)
 
 	wh_assert(flow->listed && !flow->farewell);
 	/* What the peer has never heard of needs no farewell. */
-	if (theirs || flow->out.ordinal) {
+	if (theirs || flow->out.ordinal || flow->known) {
 		flow->farewell = true;
 		flow->farewell_code = code;
 		flow->farewell_app_code = app_code;
@@ -237,6 +237,7 @@ void wh_port_flows_init(struct wharf_port *port, const struct wharf_port_options
 	wh_list_init(&port->farewells);
 	wh_list_init(&port->resumed);
 	wh_list_init(&port->ended_calls);
+	wh_list_init(&port->delegated);
 	wh_list_init(&port->chores);
 	port->done_end = &port->done;
 }
@@ -272,6 +273,7 @@ void wh_port_flows_on_hello(struct wharf_port *port, const struct wh_hello *thei
 	port->flows_max[WH_FLOW_CALL] = (uint32_t)wh_min(theirs->calls_max, WH_CALLS_MAX);
 	take_credit(&port->flows[WH_FLOW_STREAM_OUT], more_bytes);
 	take_credit(&port->flows[WH_FLOW_CALL], more_bytes);
+	take_credit(&port->flows[WH_FLOW_ANSWER], more_bytes); /* one that was adopted */
 }
 
 void wh_flows_give_up(struct wharf_port *port)

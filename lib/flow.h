@@ -21,6 +21,7 @@ enum {
 	WH_STREAMS_MAX = 1 << WH_STREAM_INDEX_BITS,
 	WH_CALL_INDEX_BITS = 16,
 	WH_CALLS_MAX = 1 << WH_CALL_INDEX_BITS,
+	WH_CALL_DELEGATED = 1 << WH_CALL_INDEX_BITS, /* the number of the call on an answer port: the first that there is */
 };
 
 /* Handles as the application has them: a stream's number with one of these, a call's with the second if the peer began it. */
@@ -87,6 +88,8 @@ struct wh_flow {
 	bool listed;                     /* its id is valid */
 	bool placed;                     /* in its table: its number is in use, if only by the peer */
 	bool farewell;                   /* on port->farewells */
+	bool delegated;                  /* a call that another port answers: here is only the request */
+	bool known;                      /* to its peer, though nothing of it was sent to it */
 	uint32_t farewell_code;          /* enum wh_abort_code or enum wh_cancel_code */
 	uint32_t farewell_app_code;
 	uint64_t id;                     /* on the wire */

@@ -112,7 +112,13 @@ static void take_fds(struct wh_rx *rx, uint32_t n_fds, int *fds, bool *ret_lost)
 /* The flow's last message was delivered. */
 static void finish(struct wh_flow *flow, const struct wh_record *r)
 {
-	if (!(r->flags & WH_RECORD_END) || !flow->listed)
+	if (!flow->listed)
+		return;
+	if (flow->delegated) {
+		wh_flow_unlist(flow); /* whatever follows, follows elsewhere */
+		return;
+	}
+	if (!(r->flags & WH_RECORD_END))
 		return;
 	flow->in.ended = true;
 	if (flow->kind == WH_FLOW_STREAM_IN)
@@ -139,9 +145,9 @@ static struct wharf_msg head_of(const struct wh_flow *flow, const struct wh_reco
 
 	return (struct wharf_msg){ .type = ((const struct wh_message_record *)r)->type,
 		.flags = (r->flags & WH_RECORD_END ? WHARF_MSG_LAST : 0) |
-			(r->flags & WH_RECORD_DELEGATED ? WHARF_MSG_DELEGATED : 0),
+			(flow->delegated ? WHARF_MSG_DELEGATED : 0),
 		.stream = call || flow->kind == WH_FLOW_PLAIN ? 0 : handle_of(flow),
-		.call = call ? handle_of(flow) : 0 };
+		.call = call && !flow->delegated ? handle_of(flow) : 0 };
 }
 
 /* One record's bytes where they lie: a whole message, or a piece of one. */
@@ -421,6 +427,10 @@ static struct wh_flow *answer_of(struct wharf_port *port, const struct wh_record
 	struct wh_flow_table *table = &port->flows[WH_FLOW_ANSWER];
 	struct wh_flow *flow = wh_flow_find(port, WH_FLOW_ANSWER, id);
 
+	if (flow && r->flags & WH_RECORD_DELEGATED) {
+		wh_port_violation(port, "a call delegated behind its beginning");
+		return NULL;
+	}
 	if (flow || !wh_call_is_newer(id, table->sequence))
 		return flow;
 	/* The bye names the last call accepted: those behind it are as good as not sent. */
@@ -435,18 +445,23 @@ static struct wh_flow *answer_of(struct wharf_port *port, const struct wh_record
 	}
 	flow = begin(port, WH_FLOW_ANSWER, sizeof(struct wh_call), id, "a call with the number of another",
 		"more calls than it was told");
-	if (flow)
+	if (flow) {
 		wh_list_init(&wh_call_of(flow)->ended);
+		flow->delegated = r->flags & WH_RECORD_DELEGATED;
+	}
 	return flow;
 }
 
 static struct wh_flow *flow_of(struct wharf_port *port, const struct wh_record *r, const struct wh_message_in *in)
 {
+	struct wh_flow *flow;
+
 	switch (r->kind) {
 	case WH_RECORD_CALL:
 		return answer_of(port, r, in->call);
 	case WH_RECORD_REPLY:
-		return wh_flow_find(port, WH_FLOW_CALL, in->call);
+		flow = wh_flow_find(port, WH_FLOW_CALL, in->call);
+		return flow && !flow->delegated ? flow : NULL;
 	default:
 		return in->record->stream ? stream_of(port, r, in->record->stream) : &port->plain;
 	}

@@ -181,7 +181,7 @@ static bool flow_fits(const struct wh_flow *flow, const struct wh_hello *theirs)
 	for (const struct wh_outmsg *m = flow->out.first; m; m = m->next)
 		if ((whole && m->total_bytes != UINT64_MAX && m->total_bytes > theirs->message_bytes_max) ||
 			(whole && m->position_bytes + m->left_bytes > theirs->message_bytes_max) ||
-			m->n_fds > theirs->fds_max + m->delegated)
+			m->n_fds > (uint64_t)theirs->fds_max + m->delegated)
 			return false;
 	return true;
 }

@@ -64,7 +64,7 @@ int wh_outmsg_read(uint64_t pool, const struct wharf_out *out, struct wh_outmsg 
 		part->stays = false;
 		part->done = from->done;
 		if (from->buf) {
-			if (from->buf->opaque[0] != pool)
+			if (pool && from->buf->opaque[0] != pool)
 				return -EXDEV;
 			part->buf = *from->buf;
 			part->bytes = (const unsigned char *)from->buf->data + from->offset;

@@ -148,6 +148,9 @@ struct wharf_port {
 	struct wh_outmsg *done, **done_end; /* whose `done` is due */
 	struct wh_call *offered;         /* a request that the application may take now */
 	struct wh_list ended_calls;      /* whose on_end is due, now or behind what waits */
+	struct wh_list delegated;        /* calls that other ports answer, and that may outlive this one */
+	bool answers;                    /* internal: carries the answer of a delegated call, and nothing else */
+	bool adopted;                    /* wharf_call_adopt has been called */
 	uint64_t last_call;              /* the last one that the peer has accepted, as its bye says */
 	bool said_last_call;
 	struct wh_list chores;           /* on loop->chores: callbacks are due that no event brings */

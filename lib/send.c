@@ -187,13 +187,14 @@ int wh_port_send(struct wharf_port *port, struct wh_outmsg *m, const struct whar
 {
 	struct wh_outmsg_room room;
 	uint64_t bytes;
-	int error = wh_outmsg_read(port->lease->pool, out, m, &room);
+	/* The rest of a delegated request is copied, whatever it lies in. */
+	int error = wh_outmsg_read(port->answers ? 0 : port->lease->pool, out, m, &room);
 
 	if (error)
 		return error;
 	if (port->tx_dead)
 		return -EPIPE;
-	if (out->n_fds > WH_ENGINE_FDS_MAX || (port->said_hello && out->n_fds > port->peer.fds_max) ||
+	if (out->n_fds > WH_ENGINE_FDS_MAX || (port->said_hello && out->n_fds > (uint64_t)port->peer.fds_max + m->delegated) ||
 		out->n_fds > port->tx_fds_max)
 		return -EMSGSIZE;
 	if (m->first && m->last) {

@@ -81,6 +81,11 @@
  *   .  n_items items
  *   .  inline bytes, and zero padding
  *
+ * The low 16 bits of a call's number are an index, below the limit for calls, that no other call in use has. Numbers of
+ * new calls grow: modulo 1 << 63 each is less than 1 << 62 above the one before. A delegated call is answered on the pair
+ * whose end travels with it, where its number is 1 << 16: by REPLY and CANCEL as any call, and CALL is what follows of the
+ * request. On the port of its request nothing answers it.
+ *
  * The bytes of a record are those of its items together. If it is both FIRST and LAST they are no more than the limit
  * for messages; for fragments the port applies it, which knows their sum. Where the bytes of an inline item begin is
  * given: at the end of the inline bytes before them (of the items, for the first), rounded up to a multiple of 8, or
