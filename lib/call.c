@@ -22,7 +22,7 @@ uint32_t wh_call_progress(const struct wh_call *call)
 		return wh_call_progress(call->other);
 	if (flow->kind == WH_FLOW_ANSWER)
 		return WHARF_MAYBE_SEEN;
-	if (!flow->out.first_ordinal || (port->said_last_call && wh_call_is_newer(flow->id, port->last_call)))
+	if (!flow->out.first_ordinal || call->unaccepted || (port->said_last_call && wh_call_is_newer(flow->id, port->last_call)))
 		return WHARF_NOT_SEEN;
 	/* Frames of a live port leave, whatever becomes of what is in them; and one that the engine has may have left. */
 	if (port->state < WH_PORT_ENDING)
@@ -213,6 +213,11 @@ void wh_call_on_cancel(struct wharf_port *port, const struct wh_cancel *cancel)
 		return;
 	}
 	flow = wh_flow_find(port, WH_FLOW_CALL, cancel->call);
+	if (flow && cancel->code == WH_CANCEL_CLOSING) {
+		wh_call_of(flow)->unaccepted = true;
+		wh_call_finish(wh_call_of(flow), (struct wharf_end){ .reason = WHARF_END_CLOSED }, 0);
+		return;
+	}
 	if (!flow || flow->delegated)
 		return;
 	end.reason = cancel->code == WH_CANCEL_NO_REPLY ? WHARF_END_NO_REPLY : WHARF_END_REFUSED;

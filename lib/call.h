@@ -19,6 +19,7 @@ struct wh_call {
 	struct wh_deadline deadline;     /* of ours */
 	bool timed;                      /* the deadline is reserved */
 	bool replied;                    /* ours: a reply arrived; theirs: one was sent */
+	bool unaccepted;                 /* ours: the peer says so */
 	bool offered, taken;             /* theirs: to the application, by it */
 	bool behind;                     /* the end waits for what has arrived before it */
 	uint64_t behind_frame;           /* when port->n_delivered is there, all but what was put aside */

@@ -422,6 +422,25 @@ static struct wh_flow *stream_of(struct wharf_port *port, const struct wh_record
 		"more streams than it was told");
 }
 
+static struct wh_flow *begin_answer(struct wharf_port *port, uint64_t id)
+{
+	struct wh_flow *flow = begin(port, WH_FLOW_ANSWER, sizeof(struct wh_call), id, "a call with the number of another",
+		"more calls than it was told");
+
+	if (flow)
+		wh_list_init(&wh_call_of(flow)->ended);
+	return flow;
+}
+
+static void refuse(struct wharf_port *port, const struct wh_record *r, uint64_t id)
+{
+	bool begins = r->flags & WH_RECORD_FIRST && !(r->flags & WH_RECORD_DROPPED);
+	struct wh_flow *flow = begins && !port->bye_encoded ? begin_answer(port, id) : NULL;
+
+	if (flow)
+		wh_flow_leave(flow, WH_CANCEL_CLOSING, 0);
+}
+
 static struct wh_flow *answer_of(struct wharf_port *port, const struct wh_record *r, uint64_t id)
 {
 	struct wh_flow_table *table = &port->flows[WH_FLOW_ANSWER];
@@ -433,9 +452,11 @@ static struct wh_flow *answer_of(struct wharf_port *port, const struct wh_record
 	}
 	if (flow || !wh_call_is_newer(id, table->sequence))
 		return flow;
-	/* The bye names the last call accepted: those behind it are as good as not sent. */
-	if (port->closed_here || port->bye_encoded)
+	/* The bye will name the last call accepted. Before it the caller hears that it need not send the rest. */
+	if (port->closed_here || port->bye_encoded) {
+		refuse(port, r, id);
 		return NULL;
+	}
 	table->sequence = id;
 	if (r->flags & WH_RECORD_DROPPED)
 		return NULL;
@@ -443,12 +464,9 @@ static struct wh_flow *answer_of(struct wharf_port *port, const struct wh_record
 		wh_port_violation(port, "a call that does not begin at its beginning");
 		return NULL;
 	}
-	flow = begin(port, WH_FLOW_ANSWER, sizeof(struct wh_call), id, "a call with the number of another",
-		"more calls than it was told");
-	if (flow) {
-		wh_list_init(&wh_call_of(flow)->ended);
+	flow = begin_answer(port, id);
+	if (flow)
 		flow->delegated = r->flags & WH_RECORD_DELEGATED;
-	}
 	return flow;
 }
 

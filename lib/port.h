@@ -69,7 +69,7 @@ struct wh_held {
 	uint32_t n_fds;
 	bool fds_lost;
 	bool data;                       /* counts in the peer's window */
-	uint64_t last_call;              /* of those that begin in it; 0: none does */
+	uint64_t last_call;              /* the newest of which it has the beginning of a message; 0: none */
 	int fds[WH_ENGINE_FDS_MAX];
 	_Alignas(64) unsigned char frame[];
 };

@@ -239,15 +239,18 @@ static bool must_wait(const struct wh_record *from, const struct wh_frame *frame
 	return false;
 }
 
-/* The number of the last call that begins in the frame; 0: none. */
+/* The newest call that a message in the frame begins for; 0: none does. */
 static uint64_t last_call(const struct wh_held *held)
 {
 	const struct wh_record *r = (const struct wh_record *)(held->frame + held->offset);
 	uint64_t call = 0;
 
 	for (; r != wh_frame_end(held->frame); r = wh_record_next(r))
-		if (r->kind == WH_RECORD_CALL && r->flags & WH_RECORD_FIRST)
-			call = wh_message_read(r).call;
+		if (r->kind == WH_RECORD_CALL && r->flags & WH_RECORD_FIRST) {
+			uint64_t id = wh_message_read(r).call;
+			if (!call || wh_call_is_newer(id, call))
+				call = id;
+		}
 	return call;
 }
 

@@ -108,7 +108,8 @@
  *
  * 5 CANCEL, 24
  *   8  u64  call          not zero
- *  16  u32  code          1 CALLER: the caller has given up. 2 NO_REPLY. 3 REFUSED. 4 ABORTED: by the one who answers
+ *  16  u32  code          1 CALLER: the caller has given up. 2 NO_REPLY. 3 REFUSED. 4 ABORTED: by the one who answers.
+ *                         5 CLOSING: not accepted, as the bye will say
  *  20  u32  app_code      any; read with REFUSED and ABORTED only
  *
  * 6 CREDIT, 32
@@ -668,7 +669,7 @@ static const char *control_fault(struct check *c, const struct wh_record *r)
 		return hello_fault(c, (const struct wh_hello *)r);
 	case WH_RECORD_CANCEL: {
 		const struct wh_cancel *const cancel = (const struct wh_cancel *)r;
-		if (cancel->code < WH_CANCEL_CALLER || cancel->code > WH_CANCEL_ABORTED)
+		if (cancel->code < WH_CANCEL_CALLER || cancel->code > WH_CANCEL_CLOSING)
 			return "cancel: unknown code";
 		return cancel->call ? NULL : "cancel: no call id";
 	}

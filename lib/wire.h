@@ -143,6 +143,7 @@ enum wh_cancel_code {
 	WH_CANCEL_NO_REPLY,
 	WH_CANCEL_REFUSED,
 	WH_CANCEL_ABORTED,          /* by the one who answers */
+	WH_CANCEL_CLOSING,          /* it was not accepted: its end is closing */
 };
 struct wh_cancel {
 	struct wh_record record;

@@ -525,3 +525,42 @@ Test(call_ends, the_number_of_one_that_was_cancelled_is_free_at_once)
 	cr_assert_eq(p.b.n_closed, 0, "%s", p.b.reason_text);
 	pair_free(&p);
 }
+
+Test(call_ends, both_ends_close_with_requests_on_their_way_that_their_credit_does_not_let_go)
+{
+	static char bytes[1 << 20];
+	struct side other = { 0 };
+
+	begin(WHARF_OPT(port, .rx_stream_bytes_max = 1000), WHARF_OPT(port, .rx_stream_bytes_max = 1000));
+	cr_assert_eq(side_call(&caller, p.a.port, side_bytes(bytes, sizeof(bytes), WHARF_LAST), 0), 0);
+	cr_assert_eq(side_call(&other, p.b.port, side_bytes(bytes, sizeof(bytes), WHARF_LAST), 0), 0);
+	cr_assert_eq(wharf_port_close(p.a.port, -1), 0);
+	cr_assert_eq(wharf_port_close(p.b.port, -1), 0);
+	settle(p.loop);
+	cr_assert_eq(p.a.n_closed, 1);
+	cr_assert_eq(p.b.n_closed, 1);
+	cr_assert_eq(caller.end.reason, WHARF_END_CLOSED);
+	cr_assert_eq(caller.end.progress, WHARF_NOT_SEEN);
+	cr_assert_eq(other.end.progress, WHARF_NOT_SEEN);
+	pair_free(&p);
+}
+
+Test(call_ends, a_cancel_finds_its_request_before_more_of_an_older_one)
+{
+	struct side late = { 0 };
+
+	begin(NULL, NULL);
+	cr_assert_eq(side_call(&caller, p.a.port, side_text("question", 0), 0), 0);
+	settle(p.loop);
+	cr_assert_eq(wharf_port_pause(p.b.port), 0);
+	cr_assert_eq(side_call(&late, p.a.port, side_text("late", 0), 0), 0);
+	cr_assert_eq(wharf_call_send(p.a.port, caller.id, side_text("more", 0)), 0);
+	settle(p.loop);
+	cr_assert_eq(wharf_call_cancel(p.a.port, late.id), 0);
+	settle(p.loop);
+	cr_assert_eq(wharf_port_resume(p.b.port), 0);
+	settle(p.loop);
+	cr_assert_eq(p.b.n_messages, 1);
+	cr_assert_eq(answerer.n_messages, 1);
+	pair_free(&p);
+}

@@ -327,9 +327,9 @@ Test(wire_rules, cancel)
 	cancel->code = WH_CANCEL_CALLER;
 	ALLOWS(cancel->call, UINT64_MAX);
 	BREAKS(cancel->call, 0, "cancel: no call id");
-	ALLOWS(cancel->code, WH_CANCEL_ABORTED);
+	ALLOWS(cancel->code, WH_CANCEL_CLOSING);
 	BREAKS(cancel->code, 0, "cancel: unknown code");
-	BREAKS(cancel->code, WH_CANCEL_ABORTED + 1, "cancel: unknown code");
+	BREAKS(cancel->code, WH_CANCEL_CLOSING + 1, "cancel: unknown code");
 	ALLOWS(cancel->app_code, UINT32_MAX);
 	BREAKS(cancel->record.size, 16, "record: size not of its kind");
 }
