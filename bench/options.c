@@ -11,7 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "fairness.h"
+#include "columns.h"
 #include "process.h"
 #include "wharf.h"
 
@@ -42,7 +42,7 @@ enum {
 	OPTION_FLOOD_READS,
 };
 
-enum { PORTS_MAX = 1000000, SENDERS_MAX = 63, FLOODS_MAX = 1000, FLOOD_READS_MAX = 1000, BURST_MAX = 1 << 20 };
+enum { SENDERS_MAX = 63, FLOODS_MAX = 1000, FLOOD_READS_MAX = 1000, BURST_MAX = 1 << 20 };
 
 /* Tried from 208 KiB to 4 MiB: with less, large messages were slower; with more, nothing was clearly faster. */
 enum { SNDBUF_DEFAULT = 1 << 20 };
@@ -125,7 +125,7 @@ struct parser {
 	struct options *options;
 	const char *require[OPTIONS_REQUIREMENTS_MAX]; /* parsed last: they name sizes and transports */
 	bool command, cpus, sizes, told;
-	const char *transports, *ports; /* likewise: which of them count depends on the command */
+	struct column_words columns; /* likewise: which of them count depends on the command */
 };
 
 __attribute__((format(printf, 2, 3))) static error_t complain(struct parser *parser, const char *format, ...)
@@ -254,95 +254,12 @@ static error_t parse_sizes(struct parser *parser, const char *text)
 	return 0;
 }
 
-static struct column *add_column(struct options *options, const char *name)
-{
-	struct column *column = &options->columns[options->n_columns++];
-
-	*column = (struct column){ .transport = NULL };
-	snprintf(column->name, sizeof column->name, "%s", name);
-	return column;
-}
-
-static bool find_column(const struct options *options, const char *name, size_t length, size_t *ret_index)
-{
-	for (size_t i = 0; i < options->n_columns; i++) {
-		if (strlen(options->columns[i].name) == length && !memcmp(options->columns[i].name, name, length)) {
-			*ret_index = i;
-			return true;
-		}
-	}
-	return false;
-}
-
-static error_t parse_transports(struct parser *parser, const char *text)
-{
-	struct options *options = parser->options;
-	size_t before;
-
-	for (;;) {
-		size_t length = strcspn(text, ",");
-		const struct transport *transport = transport_find(text, length);
-
-		if (!transport)
-			return complain(parser, "--transport: no such transport: '%.*s'", (int)length, text);
-		if (find_column(options, text, length, &before))
-			return complain(parser, "--transport: '%s' is there twice", transport->name);
-		add_column(options, transport->name)->transport = transport;
-		if (!text[length])
-			return 0;
-		text += length + 1;
-	}
-}
-
-static error_t parse_ports(struct parser *parser, const char *text)
-{
-	struct options *options = parser->options;
-
-	for (;; text++) {
-		char name[OPTIONS_COLUMN_NAME_MAX];
-		const char *end;
-		double ports;
-		size_t before;
-
-		if (!parse_number(text, 1, PORTS_MAX, &end, &ports) || floor(ports) < ports || (*end && *end != ','))
-			return complain(parser, "--ports: '%s' is not a list of numbers from 1 to %d", text, PORTS_MAX);
-		snprintf(name, sizeof name, "%.0f", ports);
-		if (find_column(options, name, strlen(name), &before))
-			return complain(parser, "--ports: %s is there twice", name);
-		if (options->n_columns == OPTIONS_COLUMNS_MAX)
-			return complain(parser, "--ports: more than %d", OPTIONS_COLUMNS_MAX);
-		add_column(options, name)->ports = (size_t)ports;
-		text = end;
-		if (!*text)
-			return 0;
-	}
-}
-
 /* What the command compares. */
 static error_t make_columns(struct parser *parser)
 {
-	struct options *options = parser->options;
+	char error[COLUMNS_ERROR_MAX];
 
-	switch (options->mode) {
-	case MODE_THROUGHPUT:
-	case MODE_LATENCY:
-		if (parser->ports)
-			return complain(parser, "--ports is for fanin");
-		return parse_transports(parser, parser->transports ? parser->transports : "wharf,seqpacket,stream");
-	case MODE_FANIN:
-		if (parser->transports)
-			return complain(parser, "--transport: fanin measures wharf");
-		return parse_ports(parser, parser->ports ? parser->ports : "1,10,100,1000,10000");
-	case MODE_FAIRNESS:
-		if (parser->transports || parser->ports)
-			return complain(parser, "--transport, --ports: fairness measures three ports of wharf");
-		for (unsigned scenario = 0; scenario < SCENARIOS; scenario++)
-			add_column(options, fairness_scenarios[scenario])->scenario = scenario;
-		return 0;
-	case MODE_PROBE:
-		return 0;
-	}
-	return EINVAL;
+	return columns_make(parser->options, &parser->columns, error) < 0 ? complain(parser, "%s", error) : 0;
 }
 
 static void choose_sizes(struct options *options)
@@ -388,7 +305,7 @@ static bool take_column(const struct options *options, const char **text, const 
 	size_t length = strcspn(name, stops);
 
 	*text += length;
-	return find_column(options, name, length, ret_index);
+	return columns_find(options, name, length, ret_index);
 }
 
 static error_t parse_requirement(struct parser *parser, const char *text)
@@ -447,10 +364,10 @@ static error_t parse_option(int key, char *argument, struct argp_state *state)
 		parser->sizes = true;
 		return parse_sizes(parser, argument);
 	case 't':
-		parser->transports = argument;
+		parser->columns.transports = argument;
 		return 0;
 	case OPTION_PORTS:
-		parser->ports = argument;
+		parser->columns.ports = argument;
 		return 0;
 	case OPTION_SENDERS:
 		return parse_count(parser, "senders", argument, SENDERS_MAX, &options->senders);
