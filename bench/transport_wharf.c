@@ -1,31 +1,26 @@
 /* SPDX-License-Identifier: MIT */
 /* wharf: messages in claimed buffers (or as bytes, up to --inline-max), read in place. */
 #include <errno.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
-#include <wharf.h>
-
+#include "endpoint.h"
 #include "transport.h"
 
 enum {
 	TYPE = 1,
-	CLOSE_TIMEOUT_S = 10,
 	/* A sender looks after its loop this often at least: as a service would that works off its own queue. */
 	BURST_MESSAGES = 1024,
 	BURST_BYTES = 1 << 20,
 };
 
 struct link {
-	wharf_loop *loop;
-	wharf_port *port; /* NULL once closed */
-	wharf_pool *pool; /* the port's */
+	struct endpoint endpoint; /* first */
 	char *bytes;      /* a message that travels inline */
 	struct wharf_buf buf; /* written, and not accepted yet */
 	bool written;     /* bytes or buf holds the message that is due */
-	bool opened, writable, answers;
+	bool writable, answers;
 	uint64_t sent;
 };
 
@@ -40,16 +35,16 @@ static int try_send(struct side *side)
 		if (!link->written)
 			touch_write(plan->touch, link->bytes, plan->size, link->sent);
 		link->written = true;
-		r = wharf_send_bytes(link->port, TYPE, link->bytes, plan->size);
+		r = wharf_send_bytes(link->endpoint.port, TYPE, link->bytes, plan->size);
 	} else {
 		if (!link->written) {
-			r = wharf_buf_claim(link->pool, plan->size, &link->buf);
+			r = wharf_buf_claim(link->endpoint.pool, plan->size, &link->buf);
 			if (r < 0)
 				return r == -EAGAIN ? r : side_fail(side, r, "wharf_buf_claim: %s", strerror(-r));
 			touch_write(plan->touch, link->buf.data, plan->size, link->sent);
 			link->written = true;
 		}
-		r = wharf_send_buf(link->port, TYPE, &link->buf);
+		r = wharf_send_buf(link->endpoint.port, TYPE, &link->buf);
 	}
 	if (r == -EAGAIN)
 		return r;
@@ -58,16 +53,6 @@ static int try_send(struct side *side)
 	link->written = false;
 	link->sent++;
 	return 0;
-}
-
-static void on_open(wharf_port *port, const struct wharf_peer *peer, void *user)
-{
-	struct side *side = user;
-	struct link *link = side->link;
-
-	(void)port;
-	(void)peer;
-	link->opened = true;
 }
 
 static void on_message(wharf_port *port, const struct wharf_msg *msg, void *user)
@@ -95,43 +80,13 @@ static void on_writable(wharf_port *port, void *user)
 	link->writable = true;
 }
 
-static void on_close(wharf_port *port, const struct wharf_reason *reason, void *user)
-{
-	struct side *side = user;
-	struct link *link = side->link;
-
-	(void)port;
-	link->port = NULL;
-	if (reason->code != WHARF_CLOSE_LOCAL && reason->code != WHARF_CLOSE_PEER)
-		side_fail(side, -EPIPE, "port closed: %s: %s", wharf_close_name(reason->code), reason->text);
-	else if (reason->unsent_messages)
-		side_fail(side, -EPIPE, "port closed with %llu messages unsent",
-			(unsigned long long)reason->unsent_messages);
-}
-
 static const struct wharf_port_ops port_ops = {
 	.size = sizeof port_ops,
-	.on_open = on_open,
+	.on_open = endpoint_on_open,
 	.on_message = on_message,
 	.on_writable = on_writable,
-	.on_close = on_close,
+	.on_close = endpoint_on_close,
 };
-
-/* A turn of the loop. 0; negative: something has failed, and was told to the side. */
-static int step(struct side *side, int64_t timeout_ns)
-{
-	struct link *link = side->link;
-	int r = wharf_loop_step(link->loop, timeout_ns);
-
-	if (r < 0)
-		return side_fail(side, r, "wharf_loop_step: %s", strerror(-r));
-	return side->outcome->error[0] ? -EIO : 0;
-}
-
-static int64_t patience(const struct side *side)
-{
-	return side->plan->spin ? 0 : -1;
-}
 
 static int wait_for_room(struct side *side)
 {
@@ -139,11 +94,11 @@ static int wait_for_room(struct side *side)
 	int r;
 
 	if (!side->plan->block)
-		return step(side, 0);
+		return endpoint_step(side, 0);
 	link->writable = false;
 	do
-		r = step(side, -1);
-	while (r == 0 && !link->writable && link->port);
+		r = endpoint_step(side, -1);
+	while (r == 0 && !link->writable && link->endpoint.port);
 	return r;
 }
 
@@ -152,7 +107,7 @@ static int send_next(struct side *side)
 {
 	struct link *link = side->link;
 
-	while (link->port) {
+	while (link->endpoint.port) {
 		int r = try_send(side);
 
 		if (r != -EAGAIN)
@@ -164,69 +119,15 @@ static int send_next(struct side *side)
 	return side_fail(side, -EPIPE, "the peer closed early");
 }
 
-/* Ends in good order: all that was sent has left when this returns. */
-static int finish(struct side *side)
-{
-	struct link *link = side->link;
-	int r;
-
-	if (link->port) {
-		r = wharf_port_close(link->port, CLOSE_TIMEOUT_S * INT64_C(1000000000));
-		if (r < 0 && r != -EALREADY)
-			return side_fail(side, r, "wharf_port_close: %s", strerror(-r));
-	}
-	for (r = 0; r == 0 && link->port;)
-		r = step(side, -1);
-	return r;
-}
-
 static void close_link(struct side *side)
 {
 	struct link *link = side->link;
 
 	wharf_buf_abandon(&link->buf);
-	wharf_loop_free(link->loop);
+	endpoint_close(side);
 	free(link->bytes);
 	free(link);
 	side->link = NULL;
-}
-
-static int open_port(struct side *side, int fd)
-{
-	const struct plan *plan = side->plan;
-	struct link *link = side->link;
-	int r;
-
-	/* The parent made the pair, so this is a child of a process that has used the library. */
-	r = wharf_fork_child();
-	if (r < 0 && r != -EALREADY) {
-		close(fd);
-		return side_fail(side, r, "wharf_fork_child: %s", strerror(-r));
-	}
-	r = wharf_loop_new(WHARF_OPT(loop,
-		.frame_bytes_max = (uint32_t)plan->frame_bytes,
-		.rx_buffers = (uint32_t)plan->rx_buffers), &link->loop);
-	if (r < 0) {
-		close(fd);
-		return side_fail(side, r, "wharf_loop_new: %s", strerror(-r));
-	}
-	r = wharf_open(link->loop, fd, WHARF_OPT(port,
-		.ops = &port_ops,
-		.user = side,
-		.name = "wharf-bench",
-		.pool_bytes_max = plan->pool_bytes),
-		&link->port);
-	if (r < 0) {
-		close(fd);
-		return side_fail(side, r, "wharf_open: %s", strerror(-r));
-	}
-	link->pool = wharf_port_pool(link->port);
-	while (!link->opened && link->port) {
-		r = step(side, -1);
-		if (r < 0)
-			return r;
-	}
-	return link->opened ? 0 : side_fail(side, -EPIPE, "the peer closed early");
 }
 
 static int open_link(struct side *side, int fd)
@@ -248,13 +149,10 @@ static int open_link(struct side *side, int fd)
 			return side_fail(side, -ENOMEM, "no memory");
 		}
 	}
-	r = open_port(side, fd);
-	if (r < 0) {
+	r = endpoint_open(side, fd, &port_ops, 0);
+	if (r < 0)
 		close_link(side);
-		return r;
-	}
-	snprintf(side->outcome->detail, OUTCOME_DETAIL_MAX, "%s", wharf_loop_engine(link->loop));
-	return 0;
+	return r;
 }
 
 static int pair(const struct plan *plan, int ret_fds[2])
@@ -270,8 +168,8 @@ static int send_until(struct side *side, uint64_t until)
 	const size_t size = plan->size;
 	const enum touch touch = plan->touch;
 	struct link *link = side->link;
-	wharf_port *port = link->port;
-	wharf_pool *pool = link->pool;
+	wharf_port *port = link->endpoint.port;
+	wharf_pool *pool = link->endpoint.pool;
 	uint64_t sent = link->sent;
 	int r = 0;
 
@@ -313,11 +211,11 @@ static int send_all(struct side *side)
 			until = link->sent + burst;
 		r = send_until(side, until);
 		if (r == 0)
-			r = step(side, 0);
+			r = endpoint_step(side, 0);
 		if (r < 0)
 			return r;
 	}
-	r = finish(side);
+	r = endpoint_finish(side);
 	side_stop(side);
 	return r;
 }
@@ -326,13 +224,13 @@ static int receive(struct side *side)
 {
 	const struct link *link = side->link;
 
-	while (side->count < side->plan->messages && link->port) {
-		int r = step(side, patience(side));
+	while (side->count < side->plan->messages && link->endpoint.port) {
+		int r = endpoint_step(side, endpoint_patience(side));
 
 		if (r < 0)
 			return r;
 	}
-	return finish(side);
+	return endpoint_finish(side);
 }
 
 static int ping(struct side *side)
@@ -344,15 +242,15 @@ static int ping(struct side *side)
 		uint64_t start_ns = clock_ns();
 
 		r = send_next(side);
-		while (r == 0 && side->count == seq && link->port)
-			r = step(side, patience(side));
+		while (r == 0 && side->count == seq && link->endpoint.port)
+			r = endpoint_step(side, endpoint_patience(side));
 		if (r < 0)
 			return r;
 		if (side->count == seq)
 			break;
 		side_note_latency(side, seq, clock_ns() - start_ns);
 	}
-	return finish(side);
+	return endpoint_finish(side);
 }
 
 static int pong(struct side *side)
@@ -361,12 +259,12 @@ static int pong(struct side *side)
 	int r;
 
 	link->answers = true;
-	while (link->sent < side->plan->messages && link->port) {
-		r = link->sent < side->count ? send_next(side) : step(side, patience(side));
+	while (link->sent < side->plan->messages && link->endpoint.port) {
+		r = link->sent < side->count ? send_next(side) : endpoint_step(side, endpoint_patience(side));
 		if (r < 0)
 			return r;
 	}
-	return finish(side);
+	return endpoint_finish(side);
 }
 
 const struct transport transport_wharf = {
