@@ -12,7 +12,7 @@ enum { COLUMNS_ERROR_MAX = 128 };
 
 /* As given; NULL: by default. */
 struct column_words {
-	const char *transports, *ports;
+	const char *transports, *ports, *inflight;
 };
 
 /* Fills options->columns for its mode. 0; -EINVAL: ret_error is one line about it. */

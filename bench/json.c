@@ -2,12 +2,12 @@
 /*
  * The JSON report, schema "wharf-bench/1". A change that a reader could trip over makes it /2; new members do not.
  * Times are in the unit that a member's name ends with; "messages" are round trips when the command is latency or
- * fairness, and those of each port when it is fanin.
+ * fairness, those of each port when it is fanin, and calls when it is call.
  *
  *   schema         "wharf-bench/1"
  *   wharf          version of the library
  *   kernel         release
- *   command        "throughput", "latency", "fanin" or "fairness"
+ *   command        "throughput", "latency", "fanin", "fairness" or "call"
  *   touch          "full" or "first"
  *   spin           whether both sides polled
  *   cpus           [sender's, receiver's]
@@ -19,20 +19,20 @@
  *   flood          fairness: {ports, size, reads}
  *   placement      {near_below_ns, source: "found", "given" or "assumed", rtt_min_ns, rtt_max_ns
  *                  (null: nothing could be probed), and counts of repetitions: near, far, repeated, left_out}
- *   results        one for each size and transport, number of ports or scenario:
+ *   results        one for each size and transport, number of ports, scenario, or transport and calls in flight:
  *     size, transport; fanin: ports; fairness: scenario: "quiet", "elsewhere" (the flood has a receiver of its own)
- *                  or "flood"
+ *                  or "flood"; call: inflight, reply_size
  *     detail       what the transport ran on: its engine, its buffer
  *     messages     of each repetition
  *     repetitions  [{place: "near", "far" or "moved", rtt_before_ns, rtt_after_ns, seconds, messages_per_second,
- *                  cpu_sender_ns, cpu_receiver_ns, and for round trips p50_ns, p99_ns, p999_ns, max_ns; and what the
- *                  command has besides, see below}]
+ *                  cpu_sender_ns, cpu_receiver_ns, and for round trips and calls p50_ns, p99_ns, p999_ns, max_ns; and
+ *                  what the command has besides, see below}]
  *     summaries    one for each of near and far that has repetitions:
  *                  [{place, n, messages_per_second: {min, median, max}, gb_per_second, cpu_sender_ns, cpu_receiver_ns,
- *                  and for round trips p50_ns: {min, median, max}, p99_ns, p999_ns, max_ns; ratio: to the first of
- *                  them, of the median messages_per_second or, for round trips, p50_ns; null: not measured in this
- *                  placement; fairness: p50_to_quiet, p99_to_quiet, p50_to_elsewhere, p99_to_elsewhere; and what the
- *                  command has besides}]
+ *                  and for round trips and calls p50_ns: {min, median, max}, p99_ns, p999_ns, max_ns; ratio: to the
+ *                  first of them (call: with as many in flight), of the median messages_per_second or, for round trips,
+ *                  p50_ns; null: not measured in this placement; fairness: p50_to_quiet, p99_to_quiet,
+ *                  p50_to_elsewhere, p99_to_elsewhere; and what the command has besides}]
  *   requirements   [{text, measured, met, place and ratio (null: not measured)}]
  *
  * fanin has besides: senders; open_seconds and close_seconds, until all ports were; slowest_to_median, when the last
@@ -41,6 +41,8 @@
  * of the receiver, idle and after the last message (active), {idle,active}_heap_bytes, _control_bytes (the library's,
  * outside the heap), _rss_bytes (shared segments included; no socket memory), _fds, _mappings.
  * fairness has besides: flood_gb_per_second, what all flooding ports carried. Its cpu_receiver_ns is 0: not measured.
+ * call has besides: reply_gb_per_second (gb_per_second is of requests); in_flight_mean, of calls. Its sender calls, its
+ * receiver answers.
  *
  * CPU times are per message. Summaries are medians of their repetitions, but for max_ns, the greatest.
  */
@@ -117,7 +119,7 @@ static struct json_object *repetition_object(const struct results *results, cons
 	add_number(object, "messages_per_second", sample->per_second);
 	add_number(object, "cpu_sender_ns", sample->cpu_ns[0]);
 	add_number(object, "cpu_receiver_ns", sample->cpu_ns[1]);
-	if (results_of_round_trips(results)) {
+	if (results_timed(results)) {
 		add_count(object, "p50_ns", sample->latency.p50_ns);
 		add_count(object, "p99_ns", sample->latency.p99_ns);
 		add_count(object, "p999_ns", sample->latency.p999_ns);
@@ -150,7 +152,7 @@ static struct json_object *summary_object(const struct results *results, size_t 
 	add_number(object, "gb_per_second", row->gb_per_second);
 	add_number(object, "cpu_sender_ns", row->cpu_ns[0]);
 	add_number(object, "cpu_receiver_ns", row->cpu_ns[1]);
-	if (results_of_round_trips(results)) {
+	if (results_timed(results)) {
 		add_spread(object, "p50_ns", &row->p50);
 		add_number(object, "p99_ns", row->p99);
 		add_number(object, "p999_ns", row->p999);
@@ -165,10 +167,20 @@ static struct json_object *summary_object(const struct results *results, size_t 
 
 static void add_column(struct json_object *to, enum mode mode, const struct column *column)
 {
-	if (mode == MODE_FANIN)
+	switch (mode) {
+	case MODE_FANIN:
 		add_count(to, "ports", column->ports);
-	else
-		add_text(to, mode == MODE_FAIRNESS ? "scenario" : "transport", column->name);
+		break;
+	case MODE_FAIRNESS:
+		add_text(to, "scenario", column->name);
+		break;
+	case MODE_CALL:
+		add_text(to, "transport", column->transport->name);
+		add_count(to, "inflight", column->inflight);
+		break;
+	default:
+		add_text(to, "transport", column->name);
+	}
 }
 
 static struct json_object *result_object(const struct results *results, size_t size, size_t column)
@@ -179,6 +191,8 @@ static struct json_object *result_object(const struct results *results, size_t s
 	struct json_object *repetitions = json_object_new_array(), *summaries = json_object_new_array();
 
 	add_count(object, "size", options->sizes.sizes[size]);
+	if (options->mode == MODE_CALL)
+		add_count(object, "reply_size", options_reply_size(options, size));
 	add_column(object, options->mode, &options->columns[column]);
 	add_text(object, "detail", cell->detail);
 	add_count(object, "messages", cell->messages);

@@ -40,7 +40,12 @@ enum {
 	OPTION_FLOODS,
 	OPTION_FLOOD_SIZE,
 	OPTION_FLOOD_READS,
+	OPTION_INFLIGHT,
+	OPTION_REPLY_SIZE,
 };
+
+/* Calls: smaller payloads would be in chunks larger than themselves. */
+enum { CALL_INLINE_MAX = 255 };
 
 enum { SENDERS_MAX = 63, FLOODS_MAX = 1000, FLOOD_READS_MAX = 1000, BURST_MAX = 1 << 20 };
 
@@ -51,8 +56,9 @@ static const char doc[] =
 	"Measures message transports between processes on two CPUs, every message checked."
 	"\vCommands: `throughput' sends as many messages as the transport takes; `latency' sends one at a time, to "
 	"and fro, and times each round trip; `fanin' sends on many ports of wharf at once to one loop; `fairness' "
-	"times round trips of small messages with a loop that large ones flood; `probe' prints the round trip of a "
-	"cache line between the two CPUs.\n"
+	"times round trips of small messages with a loop that large ones flood; `call' has many requests on their "
+	"way at once, and times each until its reply has arrived; `probe' prints the round trip of a cache line "
+	"between the two CPUs.\n"
 	"\n"
 	"Fan-in: every port sends the same number of messages, in bursts, by turns. Listed are their rate "
 	"altogether; when the last port had all of its messages, in times of when the median port had; the fewest "
@@ -69,16 +75,23 @@ static const char doc[] =
 	"in the same loop. The flood's ratio to `elsewhere' is what the loop does, the rest is what the scheduler "
 	"does. A receiver that is faster than the sender has no flood to deal with: --flood-reads makes it slower.\n"
 	"\n"
+	"Calls: one process calls, the other one answers each request at once. With so many in flight the next "
+	"request is made when a reply has arrived. A call's time runs from when its request, written, is given to "
+	"the transport to when its reply was read; memory and buffers may let fewer be in flight than asked for: the "
+	"mean is listed. Over sockets a request is one send behind a header of 16 bytes, and so is its reply; they "
+	"come in order. What is compared has names like `wharf:16'; the ratio of a row is that of its calls per "
+	"second to those of the first transport with as many in flight.\n"
+	"\n"
 	"SIZE is a number of bytes with an optional k, m or g. Message sizes are multiples of 8.\n"
 	"\n"
 	"The CPUs of a virtual machine move: near each other a cache line takes about 100 ns to and fro, far apart "
 	"about 450. Each repetition is probed before and after, one during which they moved is repeated, and only "
 	"like placements are compared. The ratio of a row is its median divided by the first one's: transport, "
-	"number of ports, or scenario.\n"
+	"number of ports, or scenario. Of calls see above.\n"
 	"\n"
-	"A requirement like `wharf/seqpacket>=30@64', `1000/1>=0.8@64' or `flood/elsewhere<=3@64' is about the "
-	"ratio of two medians at a size (round trips: of their p50), in near placement if both were measured "
-	"there, else in far placement. It can be given more than once.\n"
+	"A requirement like `wharf/seqpacket>=30@64', `1000/1>=0.8@64', `flood/elsewhere<=3@64' or "
+	"`wharf:16/seqpacket:16>=2@64' is about the ratio of two medians at a size (round trips: of their p50), in "
+	"near placement if both were measured there, else in far placement. It can be given more than once.\n"
 	"\n"
 	"The form of the JSON is described in bench/json.c.\n"
 	"\n"
@@ -87,9 +100,12 @@ static const char doc[] =
 
 static const struct argp_option option_table[] = {
 	{ "sizes", 's', "SIZE,...", 0,
-		"message sizes; default 64,256,1k,16k,1m; fanin 64,1k,16k; fairness 64, of the small messages", 1 },
+		"message sizes; default 64,256,1k,16k,1m; fanin 64,1k,16k; fairness 64, of the small messages; call "
+		"64,1k,64k,1m, of requests", 1 },
 	{ "transport", 't', "NAME,...", 0,
-		"throughput, latency: of wharf, seqpacket, stream; default all, in this order", 1 },
+		"throughput, latency, call: of wharf, seqpacket, stream; default all, in this order", 1 },
+	{ "inflight", OPTION_INFLIGHT, "N,...", 0, "call: requests on their way at once; default 1,16,256", 1 },
+	{ "reply-size", OPTION_REPLY_SIZE, "SIZE", 0, "call: of replies; default that of the request", 1 },
 	{ "ports", OPTION_PORTS, "N,...", 0, "fanin: numbers of ports; default 1,10,100,1000,10000", 1 },
 	{ "senders", OPTION_SENDERS, "N", 0,
 		"fanin: processes that share the ports; default as few as RLIMIT_NOFILE lets", 1 },
@@ -110,11 +126,11 @@ static const struct argp_option option_table[] = {
 	{ "help", 'h', NULL, 0, "print this and exit", -1 },
 	{ "version", 'V', NULL, 0, "print the library's version and exit", -1 },
 	{ "verbose", 'v', NULL, 0, "tell of each repetition on stderr", 3 },
-	{ "inline-max", OPTION_INLINE_MAX, "SIZE", 0, "wharf: sizes up to this are sent as bytes; default 0", 4 },
+	{ "inline-max", OPTION_INLINE_MAX, "SIZE", 0, "wharf: sizes up to this are sent as bytes; default 0, call 255", 4 },
 	{ "pool", OPTION_POOL, "SIZE", 0, "wharf: the pool's bytes_max; default the library's", 4 },
 	{ "rx-buffers", OPTION_RX_BUFFERS, "N", 0, "wharf: rx_buffers, a power of two; default the library's", 4 },
 	{ "frame", OPTION_FRAME, "SIZE", 0, "wharf: frame_bytes_max; default the library's", 4 },
-	{ "wait", OPTION_WAIT, "spin|block", 0, "wharf: what a sender without room does; default spin", 4 },
+	{ "wait", OPTION_WAIT, "spin|block", 0, "wharf: what a sender without room does; default spin; call: blocks", 4 },
 	{ "burst", OPTION_BURST, "N", 0,
 		"fanin, fairness: messages to one port before the next has its turn; default 1024", 4 },
 	{ "sndbuf", OPTION_SNDBUF, "SIZE", 0, "sockets: SO_SNDBUF; default 1m", 5 },
@@ -124,7 +140,7 @@ static const struct argp_option option_table[] = {
 struct parser {
 	struct options *options;
 	const char *require[OPTIONS_REQUIREMENTS_MAX]; /* parsed last: they name sizes and transports */
-	bool command, cpus, sizes, told;
+	bool command, cpus, sizes, inline_max, told;
 	struct column_words columns; /* likewise: which of them count depends on the command */
 };
 
@@ -154,6 +170,8 @@ const char *options_mode_name(enum mode mode)
 		return "fanin";
 	case MODE_FAIRNESS:
 		return "fairness";
+	case MODE_CALL:
+		return "call";
 	case MODE_PROBE:
 		return "probe";
 	}
@@ -244,6 +262,13 @@ static error_t parse_size(struct parser *parser, const char *name, const char *t
 	return 0;
 }
 
+static error_t parse_message_size(struct parser *parser, const char *name, const char *text, size_t *ret_size)
+{
+	error_t error = parse_size(parser, name, text, 8, SIZE_MESSAGE_MAX, ret_size);
+
+	return !error && *ret_size % 8 ? complain(parser, "--%s: no multiple of 8", name) : error;
+}
+
 static error_t parse_sizes(struct parser *parser, const char *text)
 {
 	char max[SIZE_TEXT_MAX];
@@ -265,11 +290,14 @@ static error_t make_columns(struct parser *parser)
 static void choose_sizes(struct options *options)
 {
 	static const struct size_list fanin = { { 64, 1024, 16384 }, 3 }, fairness = { { 64 }, 1 };
+	static const struct size_list call = { { 64, 1024, 65536, 1 << 20 }, 4 };
 
 	if (options->mode == MODE_FANIN)
 		options->sizes = fanin;
 	if (options->mode == MODE_FAIRNESS)
 		options->sizes = fairness;
+	if (options->mode == MODE_CALL)
+		options->sizes = call;
 }
 
 static error_t parse_cpus(struct parser *parser, const char *text)
@@ -334,12 +362,20 @@ static error_t parse_requirement(struct parser *parser, const char *text)
 
 static error_t finish(struct parser *parser)
 {
+	struct plan *plan = &parser->options->plan;
 	error_t error = 0;
 
 	if (!parser->command)
-		return complain(parser, "no command: throughput, latency, fanin, fairness or probe; see --help");
+		return complain(parser, "no command: throughput, latency, fanin, fairness, call or probe; see --help");
 	if (!parser->sizes)
 		choose_sizes(parser->options);
+	if (plan->reply_size && parser->options->mode != MODE_CALL)
+		return complain(parser, "--reply-size is for call");
+	if (parser->options->mode == MODE_CALL) {
+		plan->block = true;
+		if (!parser->inline_max)
+			plan->inline_max = CALL_INLINE_MAX;
+	}
 	error = make_columns(parser);
 	for (size_t i = 0; !error && i < OPTIONS_REQUIREMENTS_MAX && parser->require[i]; i++)
 		error = parse_requirement(parser, parser->require[i]);
@@ -349,7 +385,7 @@ static error_t finish(struct parser *parser)
 static error_t parse_option(int key, char *argument, struct argp_state *state);
 
 static const struct argp grammar = {
-	option_table, parse_option, "throughput|latency|fanin|fairness|probe", doc, NULL, NULL, NULL,
+	option_table, parse_option, "throughput|latency|fanin|fairness|call|probe", doc, NULL, NULL, NULL,
 };
 
 static error_t parse_option(int key, char *argument, struct argp_state *state)
@@ -369,6 +405,11 @@ static error_t parse_option(int key, char *argument, struct argp_state *state)
 	case OPTION_PORTS:
 		parser->columns.ports = argument;
 		return 0;
+	case OPTION_INFLIGHT:
+		parser->columns.inflight = argument;
+		return 0;
+	case OPTION_REPLY_SIZE:
+		return parse_message_size(parser, "reply-size", argument, &options->plan.reply_size);
 	case OPTION_SENDERS:
 		return parse_count(parser, "senders", argument, SENDERS_MAX, &options->senders);
 	case OPTION_BURST:
@@ -376,8 +417,7 @@ static error_t parse_option(int key, char *argument, struct argp_state *state)
 	case OPTION_FLOODS:
 		return parse_count(parser, "floods", argument, FLOODS_MAX, &options->floods);
 	case OPTION_FLOOD_SIZE:
-		error = parse_size(parser, "flood-size", argument, 8, SIZE_MESSAGE_MAX, &options->flood_bytes);
-		return !error && options->flood_bytes % 8 ? complain(parser, "--flood-size: no multiple of 8") : error;
+		return parse_message_size(parser, "flood-size", argument, &options->flood_bytes);
 	case OPTION_FLOOD_READS:
 		return parse_count(parser, "flood-reads", argument, FLOOD_READS_MAX, &options->flood_reads);
 	case 'r':
@@ -425,6 +465,7 @@ static error_t parse_option(int key, char *argument, struct argp_state *state)
 		options->json_path = argument;
 		return 0;
 	case OPTION_INLINE_MAX:
+		parser->inline_max = true;
 		return parse_size(parser, "inline-max", argument, 0, SIZE_MESSAGE_MAX, &options->plan.inline_max);
 	case OPTION_POOL:
 		return parse_size(parser, "pool", argument, 4096, (size_t)1 << 40, &options->plan.pool_bytes);

@@ -12,7 +12,7 @@
 #include "transport.h"
 
 enum {
-	OPTIONS_COLUMNS_MAX = 8,
+	OPTIONS_COLUMNS_MAX = 24,
 	OPTIONS_REQUIREMENTS_MAX = 32,
 	OPTIONS_REPEAT_MAX = 1000,
 	OPTIONS_COLUMN_NAME_MAX = 16,
@@ -23,13 +23,16 @@ enum mode {
 	MODE_LATENCY,
 	MODE_FANIN,
 	MODE_FAIRNESS,
+	MODE_CALL,
 	MODE_PROBE,
 };
 
-/* What is compared at each size, with the first. */
+/* What is compared at each size. */
 struct column {
 	char name[OPTIONS_COLUMN_NAME_MAX];
-	const struct transport *transport; /* MODE_THROUGHPUT, MODE_LATENCY */
+	size_t base;                       /* the column that ratios are to */
+	const struct transport *transport; /* MODE_THROUGHPUT, MODE_LATENCY, MODE_CALL */
+	size_t inflight;                   /* MODE_CALL */
 	size_t ports;                      /* MODE_FANIN */
 	unsigned scenario;                 /* MODE_FAIRNESS: enum scenario */
 };
@@ -52,7 +55,7 @@ struct options {
 	size_t n_requirements;
 	size_t repeat;
 	double seconds;      /* of one repetition */
-	struct plan plan;    /* all but size and counts */
+	struct plan plan;    /* all but size and counts; reply_size 0: as size */
 	size_t senders;      /* MODE_FANIN; 0: as few as can be */
 	size_t burst;        /* of messages to one of many ports before the next has its turn */
 	size_t floods;       /* MODE_FAIRNESS: ports */
@@ -72,5 +75,11 @@ struct options {
 int options_parse(int argc, char **argv, struct options *ret_options);
 
 const char *options_mode_name(enum mode mode);
+
+/* Of calls whose requests have sizes.sizes[size]. */
+static inline size_t options_reply_size(const struct options *options, size_t size)
+{
+	return options->plan.reply_size ? options->plan.reply_size : options->sizes.sizes[size];
+}
 
 #endif

@@ -17,9 +17,21 @@ enum {
 	SIDES,
 };
 
-static bool latency(const struct repetition *repetition)
+const char *const call_extras[] = {
+	[CALL_REPLY_GB] = "reply_gb_per_second",
+	[CALL_IN_FLIGHT] = "in_flight_mean",
+	[CALL_EXTRAS] = NULL,
+};
+
+static bool calls(const struct repetition *repetition)
 {
-	return repetition->options->mode == MODE_LATENCY;
+	return repetition->options->mode == MODE_CALL;
+}
+
+/* What the sender sends is answered, and it keeps the times. */
+static bool answered(const struct repetition *repetition)
+{
+	return repetition->options->mode == MODE_LATENCY || calls(repetition);
 }
 
 static const char *const side_names[SIDES] = { "sender", "receiver" };
@@ -58,14 +70,33 @@ static int play_role(const struct run *run, struct side *side, int who)
 	r = pass_gate(side, run->gate[who]);
 	if (r < 0)
 		return r;
-	if (latency(repetition))
+	if (calls(repetition))
+		r = who == SENDER ? transport->calls->call(side) : transport->calls->answer(side);
+	else if (answered(repetition))
 		r = who == SENDER ? transport->ping(side) : transport->pong(side);
 	else
 		r = who == SENDER ? transport->send(side) : transport->receive(side);
 	if (r < 0)
 		return r;
 	/* One way, the sender has taken nothing. */
-	return who == SENDER && !latency(repetition) ? 0 : side_check(side);
+	return who == SENDER && !answered(repetition) ? 0 : side_check(side);
+}
+
+static int open_side(const struct repetition *repetition, struct side *side, int fd, int who)
+{
+	const struct transport *transport = repetition->column->transport;
+
+	return calls(repetition) ? transport->calls->open(side, fd, who == SENDER) : transport->open(side, fd);
+}
+
+static void close_side(const struct repetition *repetition, struct side *side)
+{
+	const struct transport *transport = repetition->column->transport;
+
+	if (calls(repetition))
+		transport->calls->close(side);
+	else
+		transport->close(side);
 }
 
 static _Noreturn void run_side(const struct run *run, int who)
@@ -79,10 +110,12 @@ static _Noreturn void run_side(const struct run *run, int who)
 	close(run->fds[!who]);
 	close(run->gate[!who]);
 	side_init(&side, &repetition->plan, outcome, run->board->latencies_ns);
-	r = repetition->column->transport->open(&side, run->fds[who]);
+	if (calls(repetition) && who == SENDER)
+		side.in_bytes = repetition->plan.reply_size;
+	r = open_side(repetition, &side, run->fds[who], who);
 	if (r == 0) {
 		r = play_role(run, &side, who);
-		repetition->column->transport->close(&side);
+		close_side(repetition, &side);
 	}
 	crew_leave(outcome, r);
 }
@@ -96,12 +129,22 @@ static int start_side(struct run *run, int who)
 	return pid < 0 ? pid : 0;
 }
 
+static void evaluate_calls(const struct run *run, uint64_t n, struct sample *sample)
+{
+	double total_ns = 0;
+
+	for (uint64_t i = 0; i < n; i++)
+		total_ns += run->board->latencies_ns[i];
+	sample->extras[CALL_REPLY_GB] = sample->per_second * (double)run->repetition->plan.reply_size / 1e9;
+	sample->extras[CALL_IN_FLIGHT] = total_ns / 1e9 / sample->seconds;
+}
+
 static struct sample evaluate(const struct run *run)
 {
 	const struct plan *plan = &run->repetition->plan;
 	const struct outcome *sender = &run->board->outcomes[SENDER], *receiver = &run->board->outcomes[RECEIVER];
 	uint64_t messages = plan->messages - plan->warm;
-	uint64_t end_ns = latency(run->repetition) ? sender->end_ns : receiver->end_ns;
+	uint64_t end_ns = answered(run->repetition) ? sender->end_ns : receiver->end_ns;
 	struct sample sample = {
 		.seconds = (double)(end_ns - sender->start_ns) / 1e9,
 		.cpu_ns = {
@@ -111,7 +154,9 @@ static struct sample evaluate(const struct run *run)
 	};
 
 	sample.per_second = (double)messages / sample.seconds;
-	if (latency(run->repetition))
+	if (calls(run->repetition))
+		evaluate_calls(run, messages, &sample);
+	if (answered(run->repetition))
 		sample.latency = stats_latency(run->board->latencies_ns, messages);
 	return sample;
 }
@@ -120,7 +165,7 @@ static int prepare(struct run *run)
 {
 	const struct repetition *repetition = run->repetition;
 	const struct plan *plan = &repetition->plan;
-	size_t latencies = latency(repetition) ? plan->messages - plan->warm : 0;
+	size_t latencies = answered(repetition) ? plan->messages - plan->warm : 0;
 
 	run->board_bytes = sizeof *run->board + latencies * sizeof run->board->latencies_ns[0];
 	run->board = mmap(NULL, run->board_bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);

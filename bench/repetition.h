@@ -14,6 +14,15 @@ struct repetition {
 	struct plan plan;
 };
 
+/* What a sample of calls has besides. */
+enum call_extra {
+	CALL_REPLY_GB,   /* what the replies carried, in 10^9 bytes per second */
+	CALL_IN_FLIGHT,  /* mean number of calls on their way */
+	CALL_EXTRAS,
+};
+
+extern const char *const call_extras[];
+
 /*
  * Fills *ret_sample but for the placement, and ret_detail unless it is NULL. 0; -EIO: a side failed, or nothing was
  * heard of it for too long; another negative errno. Told in one line on stderr.

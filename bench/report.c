@@ -6,6 +6,7 @@
 
 #include "fairness.h"
 #include "fanin.h"
+#include "repetition.h"
 
 static void print_title(const struct results *results, FILE *file)
 {
@@ -15,6 +16,12 @@ static void print_title(const struct results *results, FILE *file)
 		options_mode_name(options->mode), options->plan.touch == TOUCH_FULL ? "full" : "first",
 		options->plan.spin ? "spinning" : "sleeping", options->repeat, options->repeat == 1 ? "" : "s",
 		options->seconds, options->cpus[0], options->cpus[1]);
+}
+
+/* Columns have longer names than a transport's. */
+static int name_width(const struct results *results)
+{
+	return results->options->mode == MODE_CALL ? OPTIONS_COLUMN_NAME_MAX - 1 : 9;
 }
 
 static void print_ratio(double ratio, FILE *file)
@@ -55,16 +62,34 @@ static const char *column_title(const struct results *results)
 	}
 }
 
+static void print_call(const struct row *row, FILE *file)
+{
+	const double us[] = { row->p50.median / 1e3, row->p99 / 1e3, row->p999 / 1e3 };
+
+	print_rates(row, file);
+	fprintf(file, "  %7.2f  %9.1f", row->extras[CALL_REPLY_GB], row->extras[CALL_IN_FLIGHT]);
+	for (size_t i = 0; i < sizeof us / sizeof *us; i++)
+		fprintf(file, "  %8.*f", us[i] < 1e4 ? 2 : 0, us[i]);
+}
+
 static void print_head(const struct results *results, FILE *file)
 {
-	fprintf(file, "%6s  %-9s  %-5s  %3s", "size", column_title(results), "place", "n");
+	fprintf(file, "%6s  ", "size");
+	if (results->options->mode == MODE_CALL)
+		fprintf(file, "%6s  ", "reply");
+	fprintf(file, "%-*s  %-5s  %3s", name_width(results), column_title(results), "place", "n");
 	if (results_of_round_trips(results))
 		fprintf(file, "  %8s  %8s  %8s  %8s  %8s  %8s", "p50 us", "min", "max", "p99 us", "p99.9 us", "max us");
 	else
-		fprintf(file, "  %8s  %8s  %8s  %7s", "M msg/s", "min", "max", "GB/s");
+		fprintf(file, "  %8s  %8s  %8s  %7s",
+			results->options->mode == MODE_CALL ? "M call/s" : "M msg/s", "min", "max", "GB/s");
 	switch (results->options->mode) {
 	case MODE_FAIRNESS:
 		fprintf(file, "  %10s  %19s  %19s", "flood GB/s", "p50, p99: to quiet", "to elsewhere");
+		break;
+	case MODE_CALL:
+		fprintf(file, "  %7s  %9s  %8s  %8s  %8s  %19s  %8s", "back", "in flight", "p50 us", "p99 us", "p99.9 us",
+			"CPU ns/call", "ratio");
 		break;
 	case MODE_FANIN:
 		fprintf(file, "  %19s  %8s  %7s  %13s", "CPU ns/msg", "ratio", "slowest", "fewest, most");
@@ -93,9 +118,14 @@ static void print_row(const struct results *results, size_t size, size_t column,
 	const struct options *options = results->options;
 	char text[SIZE_TEXT_MAX];
 
-	fprintf(file, "%6s  %-9s  %-5s  %3zu", size_print(options->sizes.sizes[size], text),
-		options->columns[column].name, placement_name(place), row->n);
-	if (results_of_round_trips(results))
+	fprintf(file, "%6s  ", size_print(options->sizes.sizes[size], text));
+	if (options->mode == MODE_CALL)
+		fprintf(file, "%6s  ", size_print(options_reply_size(options, size), text));
+	fprintf(file, "%-*s  %-5s  %3zu", name_width(results), options->columns[column].name, placement_name(place),
+		row->n);
+	if (options->mode == MODE_CALL)
+		print_call(row, file);
+	else if (results_of_round_trips(results))
 		print_latencies(row, file);
 	else
 		print_rates(row, file);

@@ -9,8 +9,10 @@
 
 #include "fairness.h"
 #include "fanin.h"
+#include "repetition.h"
 
 static_assert((int)FANIN_EXTRAS <= (int)RESULT_EXTRAS_MAX, "a sample holds them");
+static_assert((int)CALL_EXTRAS <= (int)RESULT_EXTRAS_MAX, "a sample holds them");
 static_assert((int)FAIRNESS_EXTRAS <= (int)RESULT_EXTRAS_MAX, "a sample holds them");
 
 int results_init(struct results *results, const struct options *options)
@@ -100,6 +102,8 @@ const char *const *results_extras(const struct results *results)
 		return fanin_extras;
 	case MODE_FAIRNESS:
 		return fairness_extras;
+	case MODE_CALL:
+		return call_extras;
 	default:
 		return none;
 	}
@@ -110,6 +114,11 @@ bool results_of_round_trips(const struct results *results)
 	return results->options->mode == MODE_LATENCY || results->options->mode == MODE_FAIRNESS;
 }
 
+bool results_timed(const struct results *results)
+{
+	return results_of_round_trips(results) || results->options->mode == MODE_CALL;
+}
+
 double results_figure(const struct results *results, const struct row *row)
 {
 	return results_of_round_trips(results) ? row->p50.median : row->per_second.median;
@@ -117,12 +126,12 @@ double results_figure(const struct results *results, const struct row *row)
 
 bool results_row(const struct results *results, size_t size, size_t column, enum place place, struct row *ret_row)
 {
-	struct row row, first;
+	struct row row, base;
 
 	if (!summarise(results, size, column, place, &row))
 		return false;
-	if (summarise(results, size, 0, place, &first))
-		row.ratio = results_figure(results, &row) / results_figure(results, &first);
+	if (summarise(results, size, results->options->columns[column].base, place, &base))
+		row.ratio = results_figure(results, &row) / results_figure(results, &base);
 	*ret_row = row;
 	return true;
 }

@@ -17,9 +17,9 @@ enum { RESULT_EXTRAS_MAX = 24 };
 struct sample {
 	double rtt_before_ns, rtt_after_ns;
 	double seconds;
-	double per_second;           /* messages, or round trips */
-	double cpu_ns[2];            /* per message (or round trip): sender's and receiver's */
-	struct latency latency;      /* of round trips */
+	double per_second;           /* messages, round trips, or calls */
+	double cpu_ns[2];            /* per message (or round trip, or call): sender's and receiver's */
+	struct latency latency;      /* of round trips and calls */
 	double extras[RESULT_EXTRAS_MAX]; /* what the command has besides: results_extras */
 };
 
@@ -52,11 +52,11 @@ struct row {
 	double gb_per_second;        /* 10^9 bytes, at the median */
 	double cpu_ns[2];            /* medians */
 	double rtt_min_ns, rtt_max_ns;
-	/* Of round trips, in ns: medians of the repetitions' p50 and so on, and the greatest maximum. */
+	/* Of round trips and calls, in ns: medians of the repetitions' p50 and so on, and the greatest maximum. */
 	struct spread p50;
 	double p99, p999, max;
 	double extras[RESULT_EXTRAS_MAX]; /* medians */
-	double ratio;                /* to the first column's row of the same size and placement; NAN: it has none */
+	double ratio;                /* to its base's row of the same size and placement; NAN: that has none */
 };
 
 /* False: there are none. */
@@ -78,6 +78,9 @@ const char *const *results_extras(const struct results *results);
 
 /* Figures are round trips, not one way. */
 bool results_of_round_trips(const struct results *results);
+
+/* Each of them is timed: round trips and calls. */
+bool results_timed(const struct results *results);
 
 struct verdict {
 	bool measured, met;

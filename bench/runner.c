@@ -16,6 +16,7 @@ enum {
 	FIRST_MESSAGES = 32,
 	MESSAGES_MAX = 1 << 30,
 	ROUND_TRIPS_MAX = 1 << 22, /* their times are kept */
+	INFLIGHT_TIMES = 4,        /* calls, of those in flight: the last ones find fewer and fewer beside them */
 	WARM_PART = 10,            /* one in so many comes on top, to warm up */
 	AGAIN_NS = 50000000,       /* how soon to look where the CPUs are now */
 
@@ -59,6 +60,14 @@ static int run(const struct repetition *repetition, struct sample *ret_sample, c
 	}
 }
 
+/* A size's and a column's part of the plan. */
+static void fill_plan(const struct options *options, size_t size, size_t column, struct plan *plan)
+{
+	plan->size = options->sizes.sizes[size];
+	plan->inflight = options->columns[column].inflight;
+	plan->reply_size = options_reply_size(options, size);
+}
+
 static struct repetition repetition_of(const struct options *options, size_t size, size_t column, uint64_t messages)
 {
 	struct repetition repetition = {
@@ -69,8 +78,11 @@ static struct repetition repetition_of(const struct options *options, size_t siz
 		.plan = options->plan,
 	};
 
-	repetition.plan.size = options->sizes.sizes[size];
+	fill_plan(options, size, column, &repetition.plan);
 	repetition.plan.warm = messages / WARM_PART + 1;
+	/* The first calls find nobody before them. */
+	if (repetition.plan.warm < repetition.plan.inflight)
+		repetition.plan.warm = repetition.plan.inflight;
 	repetition.plan.messages = repetition.plan.warm + messages;
 	return repetition;
 }
@@ -79,7 +91,9 @@ static double messages_min(const struct options *options, size_t size, size_t co
 {
 	struct plan plan = options->plan;
 
-	plan.size = options->sizes.sizes[size];
+	fill_plan(options, size, column, &plan);
+	if (options->mode == MODE_CALL)
+		return (double)(INFLIGHT_TIMES * plan.inflight);
 	return options->mode == MODE_FANIN ? (double)fanin_messages_min(&plan, options->columns[column].ports) : 1;
 }
 
@@ -88,8 +102,8 @@ static int calibrate(struct runner *runner, size_t size, size_t column)
 {
 	const struct options *options = runner->options;
 	struct cell *cell = results_cell(runner->results, size, column);
-	bool round_trips = results_of_round_trips(runner->results);
-	double max = round_trips ? ROUND_TRIPS_MAX : MESSAGES_MAX, min = messages_min(options, size, column);
+	double max = results_timed(runner->results) ? ROUND_TRIPS_MAX : MESSAGES_MAX;
+	double min = messages_min(options, size, column);
 	double messages = min > FIRST_MESSAGES ? min : FIRST_MESSAGES;
 
 	for (bool last = false; !last;) {

@@ -7,7 +7,13 @@
 
 void side_init(struct side *side, const struct plan *plan, struct outcome *outcome, uint32_t *latencies_ns)
 {
-	*side = (struct side){ .plan = plan, .outcome = outcome, .latencies_ns = latencies_ns, .mark = plan->warm };
+	*side = (struct side){
+		.plan = plan,
+		.outcome = outcome,
+		.latencies_ns = latencies_ns,
+		.in_bytes = plan->size,
+		.mark = plan->warm,
+	};
 }
 
 void side_reach_mark(struct side *side)
@@ -20,19 +26,19 @@ void side_reach_mark(struct side *side)
 	}
 }
 
-void side_note_bad(struct side *side, uint64_t seq)
+void side_note_bad(struct side *side, uint64_t due, uint64_t seq)
 {
 	if (side->bad)
 		return;
 	side->bad = true;
-	side->bad_at = side->count;
+	side->bad_at = due;
 	side->bad_seq = seq;
 }
 
 int side_check(struct side *side)
 {
 	const struct plan *plan = side->plan;
-	uint64_t expected = touch_expected(plan->touch, plan->size, plan->messages);
+	uint64_t expected = touch_expected(plan->touch, side->in_bytes, plan->messages);
 
 	if (side->count != plan->messages)
 		return side_fail(side, -EBADMSG, "%" PRIu64 " messages arrived of %" PRIu64, side->count,

@@ -18,8 +18,10 @@
 /* What one repetition does; both sides have the same. */
 struct plan {
 	size_t size;
+	size_t reply_size; /* calls; size is of a request */
+	size_t inflight;   /* calls: requests on their way at most */
 	enum touch touch;
-	uint64_t warm;     /* messages (or round trips) before the clocks start; at least 1 */
+	uint64_t warm;     /* messages (or round trips, or calls) before the clocks start; at least 1 */
 	uint64_t messages; /* of all, those included */
 	bool spin;         /* poll instead of sleeping */
 	bool block;        /* wharf: a sender without room sleeps until on_writable */
@@ -33,7 +35,8 @@ struct plan {
 struct side {
 	const struct plan *plan;
 	struct outcome *outcome;
-	uint32_t *latencies_ns; /* latency: one for each timed round trip */
+	uint32_t *latencies_ns; /* one for each timed round trip or call */
+	size_t in_bytes;        /* of each message that arrives here; the plan's size */
 	void *link;             /* the transport's */
 	uint64_t count, sum;    /* of messages taken */
 	uint64_t mark;          /* count at which the clocks start, then stop */
@@ -51,24 +54,30 @@ static inline void side_stop(struct side *side) { outcome_stop(side->outcome); }
 
 /* side_take's clocks. */
 void side_reach_mark(struct side *side);
-void side_note_bad(struct side *side, uint64_t seq);
+void side_note_bad(struct side *side, uint64_t due, uint64_t seq);
 
-/* Reads a message that arrived. The clocks start after the last warming one and stop after the last. */
-static inline void side_take(struct side *side, const void *payload)
+/* Reads the message `due`, which arrived. The clocks start after the last warming one and stop after the last. */
+static inline void side_take_as(struct side *side, const void *payload, uint64_t due)
 {
 	uint64_t seq = touch_seq(payload);
 
-	if (__builtin_expect(seq != side->count, 0))
-		side_note_bad(side, seq);
-	side->sum += touch_read(side->plan->touch, payload, side->plan->size);
+	if (__builtin_expect(seq != due, 0))
+		side_note_bad(side, due, seq);
+	side->sum += touch_read(side->plan->touch, payload, side->in_bytes);
 	if (__builtin_expect(++side->count == side->mark, 0))
 		side_reach_mark(side);
 }
 
-/* All arrived, in order, with the right contents. 0; -EBADMSG. */
+/* The same where messages arrive in order. */
+static inline void side_take(struct side *side, const void *payload)
+{
+	side_take_as(side, payload, side->count);
+}
+
+/* All arrived, where they were due, with the right contents. 0; -EBADMSG. */
 int side_check(struct side *side);
 
-/* A round trip's time, when it is one of those that count. */
+/* The time of a round trip or call, when it is one of those that count. */
 static inline void side_note_latency(struct side *side, uint64_t seq, uint64_t latency_ns)
 {
 	uint64_t warm = side->plan->warm;

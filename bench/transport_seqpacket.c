@@ -44,4 +44,5 @@ const struct transport transport_seqpacket = {
 	.receive = receive,
 	.ping = socket_ping,
 	.pong = socket_pong,
+	.calls = &transport_seqpacket_calls,
 };

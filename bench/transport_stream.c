@@ -47,4 +47,5 @@ const struct transport transport_stream = {
 	.receive = receive,
 	.ping = socket_ping,
 	.pong = socket_pong,
+	.calls = &transport_stream_calls,
 };

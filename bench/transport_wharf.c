@@ -276,4 +276,5 @@ const struct transport transport_wharf = {
 	.receive = receive,
 	.ping = ping,
 	.pong = pong,
+	.calls = &transport_wharf_calls,
 };
