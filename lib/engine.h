@@ -19,6 +19,7 @@ struct wh_engine;
 
 enum {
 	WH_ENGINE_FDS_MAX = 253, /* SCM_MAX_FD */
+	WH_ACCEPTS_MAX = 16,
 	WH_CONTROL_BYTES = CMSG_SPACE(sizeof(int) * WH_ENGINE_FDS_MAX) + CMSG_SPACE(sizeof(struct ucred)),
 };
 
@@ -32,7 +33,8 @@ enum wh_event_kind {
 	WH_EVENT_WRITABLE,     /* once per wh_engine_want_writable */
 	WH_EVENT_DETACHED,     /* last event of a link: its fd is closed, its memory may go */
 	WH_EVENT_ACCEPTED,     /* result is a new connected fd (close-on-exec), now the user's */
-	WH_EVENT_ACCEPT_ERROR, /* result, a negative errno: accepting has stopped until wh_engine_accept */
+	/* result, a negative errno: nothing more is accepted until wh_engine_accept, save what was asked for already */
+	WH_EVENT_ACCEPT_ERROR,
 	WH_EVENT_READABLE,     /* once per wh_engine_watch: result is poll(2)'s revents, or a negative errno */
 };
 
@@ -47,6 +49,18 @@ struct wh_tx {
 	struct msghdr header;
 	struct iovec iov;
 	_Alignas(struct cmsghdr) unsigned char control[WH_CONTROL_BYTES];
+};
+
+/*
+ * What accepting needs; of who listens, and at hand until DETACHED. As many as there is room for here are accepted ahead
+ * of their events: the rest of a crowd waits in the kernel's backlog, not as descriptors of this process.
+ */
+struct wh_accepts {
+	/* The engine's. */
+	uint32_t armed;        /* requests whose completion has not come yet; with n at most WH_ACCEPTS_MAX */
+	uint32_t first, n;     /* descriptors whose event was not taken yet */
+	int error;
+	int fds[WH_ACCEPTS_MAX];
 };
 
 /* The engine's: a place in the queue of events. */
@@ -68,8 +82,10 @@ struct wh_link {
 	uint32_t cancels;      /* the same for cancellations */
 	uint32_t news;         /* kinds of events that are queued, FRAME excepted */
 	int end_result;
-	int accept_result;
-	int watch_result;
+	union {
+		int watch_result;
+		struct wh_accepts *accepts;
+	};
 	struct wh_list todo;   /* while something is wanted */
 	struct wh_list wait;   /* for a buffer, or for the end of a detach */
 	struct wh_event_node early; /* SENT, WRITABLE, ACCEPTED, ACCEPT_ERROR, READABLE */
@@ -141,11 +157,11 @@ void wh_engine_pause(struct wh_engine *engine, struct wh_link *link);
 /* link->tx must be NULL; -EAGAIN is a result */
 void wh_engine_send(struct wh_engine *engine, struct wh_link *link, struct wh_tx *tx);
 void wh_engine_want_writable(struct wh_engine *engine, struct wh_link *link);  /* idempotent until it fires */
-/* a listening socket: one connection after the other, each when the event of the last was taken; until an error */
-void wh_engine_accept(struct wh_engine *engine, struct wh_link *link);
+/* a listening socket: an event for each connection, until an error; what was accepted before that comes first */
+void wh_engine_accept(struct wh_engine *engine, struct wh_link *link, struct wh_accepts *accepts);
 /* any pollable fd, but no eventfd once wh_engine_fd was asked for: a host that sleeps may not hear of it */
 void wh_engine_watch(struct wh_engine *engine, struct wh_link *link);
-/* ends everything of it, closes its fd; a send that was requested before still goes */
+/* ends everything of it, closes its fd and connections not taken; a send that was requested before still goes */
 void wh_engine_detach(struct wh_engine *engine, struct wh_link *link);
 
 /* Makes a waiting turn return, and the pollable fd readable. Any thread, and signal handlers. 0 or a negative errno. */

@@ -84,16 +84,20 @@ void wh_engine_watch(struct wh_engine *engine, struct wh_link *link)
 }
 
 /*
- * One connection at a time, the next when its event is taken: a crowd of clients waits in the kernel's backlog, not as
- * descriptors here.
+ * Several requests, not a multishot: that one would take all of the backlog at once, hundreds of descriptors, however
+ * few of them there is room for.
  */
-void wh_engine_accept(struct wh_engine *engine, struct wh_link *link)
+void wh_engine_accept(struct wh_engine *engine, struct wh_link *link, struct wh_accepts *accepts)
 {
 	(void)engine;
 	if (link->state & DETACHING)
 		return;
-	link->state |= ACCEPTING;
-	want_once(link, REQUEST_ACCEPT, WH_EVENT_ACCEPTED);
+	if (!(link->state & LISTENING)) {
+		*accepts = (struct wh_accepts){ 0 };
+		link->accepts = accepts;
+	}
+	link->state |= LISTENING | ACCEPTING;
+	wh_uring_want_accept(link);
 }
 
 void wh_uring_finish_detach(struct wh_link *link)
@@ -124,6 +128,8 @@ void wh_engine_detach(struct wh_engine *engine, struct wh_link *link)
 	link->state &= ~(uint32_t)(RECEIVING | ACCEPTING);
 	link->wanted &= WH_BIT(REQUEST_SEND);
 	wh_list_remove(&link->wait);
+	if (link->state & LISTENING)
+		wh_uring_drop_accepted(link);
 	if (!engine->enabled || engine->broken) {
 		force_detach(link, engine->broken ? engine->broken : -ECANCELED);
 		return;
@@ -197,6 +203,8 @@ static void prepare(struct wh_engine *engine, struct wh_link *link, uint32_t req
 		break;
 	case REQUEST_ACCEPT:
 		io_uring_prep_accept(sqe, link->fd, NULL, NULL, SOCK_CLOEXEC);
+		link->accepts->armed++;
+		wh_uring_want_accept(link);
 		break;
 	}
 	link->armed |= WH_BIT(request);
@@ -215,7 +223,9 @@ static bool issue(struct wh_engine *engine, struct wh_link *link)
 		if (request < CANCEL_SHIFT) {
 			prepare(engine, link, request, sqe);
 		} else {
-			io_uring_prep_cancel64(sqe, user_data(link, request - CANCEL_SHIFT), 0);
+			request -= CANCEL_SHIFT;
+			io_uring_prep_cancel64(sqe, user_data(link, request),
+				request == REQUEST_ACCEPT ? IORING_ASYNC_CANCEL_ALL : 0);
 			io_uring_sqe_set_data64(sqe, user_data(link, REQUEST_CANCEL));
 			link->cancels++;
 		}

@@ -46,6 +46,7 @@ enum {
 	RESET = 1 << 2,        /* -ECONNRESET was seen: end of file is near */
 	ENDED = 1 << 3,        /* EOF or ERROR was queued */
 	DETACHING = 1 << 4,
+	LISTENING = 1 << 5,    /* link->accepts is there */
 };
 
 /* Bits of wh_link.wanted and .armed. A cancellation is wanted per request, in the upper half. */
@@ -161,6 +162,13 @@ static inline void wh_uring_want_receive(struct wh_link *link)
 		wh_uring_want(link, WH_BIT(REQUEST_RECEIVE));
 }
 
+/* A request takes one connection. Each has its place from the start, so that what it brings is never one too many. */
+static inline void wh_uring_want_accept(struct wh_link *link)
+{
+	if (link->state & ACCEPTING && link->accepts->armed + link->accepts->n < WH_ACCEPTS_MAX)
+		wh_uring_want(link, WH_BIT(REQUEST_ACCEPT));
+}
+
 static inline void wh_uring_sent(struct wh_link *link, int result)
 {
 	link->tx = NULL;
@@ -191,6 +199,8 @@ int wh_uring_enable(struct wh_engine *engine);
 void wh_uring_harvest(struct wh_engine *engine);
 /* Gives back a buffer, and closes what came in it. */
 void wh_uring_discard_frame(struct wh_engine *engine, uint32_t index);
+/* Closes the connections whose events were not taken. */
+void wh_uring_drop_accepted(struct wh_link *link);
 /* Closes a link that has nothing outstanding any more. */
 void wh_uring_finish_detach(struct wh_link *link);
 

@@ -147,16 +147,22 @@ static void receive_polled(struct wh_engine *engine, struct wh_link *link, int r
 
 static void accept_done(struct wh_link *link, int result)
 {
+	struct wh_accepts *accepts = link->accepts;
+
+	if (--accepts->armed)
+		link->armed |= WH_BIT(REQUEST_ACCEPT);
 	if (link->state & DETACHING) {
 		if (result >= 0)
 			close(result);
-		return;
-	}
-	link->accept_result = result;
-	if (result >= 0) {
+	} else if (result >= 0) {
+		accepts->fds[(accepts->first + accepts->n) % WH_ACCEPTS_MAX] = result;
+		accepts->n++;
 		wh_uring_queue_news(link, WH_EVENT_ACCEPTED, &link->early);
-	} else {
+	} else if (link->state & ACCEPTING) {
+		/* The others may fail for the same reason: it is said once. */
 		link->state &= ~(uint32_t)ACCEPTING;
+		link->wanted &= ~WH_BIT(REQUEST_ACCEPT);
+		accepts->error = result;
 		wh_uring_queue_news(link, WH_EVENT_ACCEPT_ERROR, &link->early);
 	}
 }
@@ -213,8 +219,8 @@ static void complete(struct wh_engine *engine, const struct io_uring_cqe *cqe)
 		break;
 	case REQUEST_CANCEL:
 		link->cancels--;
-		/* It was just running, and may have gone to sleep again since. */
-		if (result < 0 && wh_uring_cancels_due(link))
+		/* It was just running, and may have gone to sleep again since. Of several, result were found. */
+		if ((result < 0 || (!result && link->armed & WH_BIT(REQUEST_ACCEPT))) && wh_uring_cancels_due(link))
 			wh_uring_want(link, wh_uring_cancels_due(link));
 		break;
 	}

@@ -8,6 +8,7 @@
 #include "compat.h"
 
 static const uint32_t end_news = WH_BIT(WH_EVENT_EOF) | WH_BIT(WH_EVENT_ERROR);
+static const uint32_t late_news = WH_BIT(WH_EVENT_EOF) | WH_BIT(WH_EVENT_ERROR) | WH_BIT(WH_EVENT_DETACHED);
 
 static void read_control(struct io_uring_recvmsg_out *out, struct wh_event *event)
 {
@@ -84,10 +85,31 @@ void wh_uring_discard_frame(struct wh_engine *engine, uint32_t index)
 	wh_engine_frame_done(engine, &event);
 }
 
+static int take_accepted(struct wh_accepts *accepts)
+{
+	int fd = accepts->fds[accepts->first];
+
+	accepts->first = (accepts->first + 1) % WH_ACCEPTS_MAX;
+	accepts->n--;
+	return fd;
+}
+
+void wh_uring_drop_accepted(struct wh_link *link)
+{
+	if (!(link->news & WH_BIT(WH_EVENT_ACCEPTED)))
+		return;
+	while (link->accepts->n)
+		close(take_accepted(link->accepts));
+	link->news &= ~WH_BIT(WH_EVENT_ACCEPTED);
+	link->engine->n_events--;
+	if (!(link->news & ~late_news))
+		wh_list_remove(&link->early.queue);
+}
+
 /* What happens to a link besides frames, in no order with them: the lowest kind first. */
 static void take_early(struct wh_link *link, struct wh_event *event)
 {
-	uint32_t news = link->news & ~(end_news | WH_BIT(WH_EVENT_DETACHED));
+	uint32_t news = link->news & ~late_news;
 
 	event->link = link;
 	event->kind = (enum wh_event_kind)__builtin_ctz(news);
@@ -100,12 +122,13 @@ static void take_early(struct wh_link *link, struct wh_event *event)
 		event->result = link->sent_result;
 		break;
 	case WH_EVENT_ACCEPTED:
-		event->result = link->accept_result;
-		if (link->state & ACCEPTING)
-			wh_uring_want(link, WH_BIT(REQUEST_ACCEPT));
+		event->result = take_accepted(link->accepts);
+		if (link->accepts->n)
+			wh_uring_queue_news(link, WH_EVENT_ACCEPTED, &link->early);
+		wh_uring_want_accept(link);
 		break;
 	case WH_EVENT_ACCEPT_ERROR:
-		event->result = link->accept_result;
+		event->result = link->accepts->error;
 		break;
 	case WH_EVENT_READABLE:
 		event->result = link->watch_result;

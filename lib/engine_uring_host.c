@@ -145,6 +145,9 @@ void wh_engine_rouse(struct wh_engine *engine)
 
 void wh_link_forked(struct wh_link *link)
 {
+	if (link->state & LISTENING)
+		for (uint32_t i = 0; i < link->accepts->n; i++)
+			close(link->accepts->fds[(link->accepts->first + i) % WH_ACCEPTS_MAX]);
 	if (link->fd >= 0)
 		close(link->fd);
 	link->fd = -1;

@@ -15,7 +15,7 @@ enum {
 	SQ_ENTRIES = 128,      /* guessed, never tuned: a full queue is submitted early, nothing worse */
 	SQ_ENTRIES_MIN = 16,
 	CQ_ENTRIES_MIN = 64,
-	CQ_SLACK = 256,        /* completions that take no buffer: sends, polls, ends of multishots */
+	CQ_SLACK = 256,        /* completions that take no buffer: sends, polls, accepts, ends of multishots */
 };
 
 static const struct rung {

@@ -27,6 +27,7 @@ enum {
 
 struct wharf_listener {
 	struct wh_source source;
+	struct wh_accepts accepts;
 	struct wharf_listener_ops ops;
 	void *user;
 	struct wh_address address;
@@ -201,7 +202,7 @@ static void on_retry(struct wh_deadline *deadline)
 {
 	struct wharf_listener *l = wh_container_of(deadline, struct wharf_listener, retry);
 
-	wh_engine_accept(l->source.loop->engine, &l->source.link);
+	wh_engine_accept(l->source.loop->engine, &l->source.link, &l->accepts);
 }
 
 static void on_event(struct wh_source *source, struct wh_event *event)
@@ -316,7 +317,7 @@ int wharf_listen(wharf_loop *loop, const char *address, const struct wharf_liste
 		memcpy(l->allow_uids, o.allow_uids, o.n_allow_uids * sizeof(*o.allow_uids));
 	wh_loop_add(loop, &l->source, fd);
 	loop->n_users++;
-	wh_engine_accept(loop->engine, &l->source.link);
+	wh_engine_accept(loop->engine, &l->source.link, &l->accepts);
 	wh_loop_rouse(loop);
 	*ret_listener = l;
 	return 0;

@@ -11,6 +11,7 @@
 #include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
+#include <sys/un.h>
 #include <unistd.h>
 
 TestSuite(kernel_uring, .timeout = 60);
@@ -320,6 +321,68 @@ Test(kernel_uring, closing_a_socket_that_is_received_from_does_not_end_it)
 	cr_assert_eq(recv(s->fds[1], &byte, 1, MSG_DONTWAIT), -1);
 	cr_assert_eq(errno, EAGAIN);
 }
+
+/* ---- Accepting --------------------------------------------------------------------------------------------------- */
+
+enum { CROWD = 100 };
+
+static int listen_to_crowd(int n_clients)
+{
+	struct sockaddr_un address = { .sun_family = AF_UNIX }; /* bind chooses a name */
+	socklen_t length = sizeof(address);
+	int fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
+
+	cr_assert_eq(bind(fd, (struct sockaddr *)&address, sizeof(sa_family_t)), 0);
+	cr_assert_eq(listen(fd, CROWD), 0);
+	cr_assert_eq(getsockname(fd, (struct sockaddr *)&address, &length), 0);
+	for (int i = 0; i < n_clients; i++)
+		cr_assert_eq(connect(socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0), (struct sockaddr *)&address,
+				length), 0);
+	return fd;
+}
+
+Test(kernel_uring, multishot_accept_takes_the_whole_backlog_while_it_is_submitted)
+{
+	struct setup *s = set_up(BEST, 4 * CROWD, 0);
+	struct io_uring_sqe *sqe = io_uring_get_sqe(&s->ring);
+
+	io_uring_prep_multishot_accept(sqe, listen_to_crowd(CROWD), NULL, NULL, SOCK_CLOEXEC);
+	cr_assert_eq(io_uring_submit(&s->ring), 1);
+	cr_assert_eq(io_uring_cq_ready(&s->ring), CROWD);
+}
+
+static void each_accept_takes_one(unsigned flags)
+{
+	enum { N = 8, CLIENTS = 3 };
+	struct setup *s = set_up(flags, 64, 0);
+	int fd = listen_to_crowd(CLIENTS), n_ended = 0;
+	struct io_uring_sqe *sqe;
+
+	for (uint64_t i = 0; i < N; i++) {
+		sqe = io_uring_get_sqe(&s->ring);
+		io_uring_prep_accept(sqe, fd, NULL, NULL, SOCK_CLOEXEC);
+		sqe->user_data = 1;
+	}
+	cr_assert_eq(io_uring_submit(&s->ring), N);
+	cr_assert_eq(io_uring_cq_ready(&s->ring), CLIENTS);
+	for (int i = 0; i < CLIENTS; i++)
+		cr_assert_geq(next_done(&s->ring).res, 0);
+	/* One cancel ends all that sleep, and counts them. */
+	sqe = io_uring_get_sqe(&s->ring);
+	io_uring_prep_cancel64(sqe, 1, IORING_ASYNC_CANCEL_ALL);
+	sqe->user_data = 2;
+	cr_assert_eq(io_uring_submit(&s->ring), 1);
+	for (int i = 0; i <= N - CLIENTS; i++) {
+		struct completion done = next_done(&s->ring);
+
+		cr_assert_eq(done.res, done.user_data == 2 ? N - CLIENTS : -ECANCELED);
+		n_ended += done.user_data == 1;
+	}
+	cr_assert_eq(n_ended, N - CLIENTS);
+}
+
+Test(kernel_uring, each_accept_takes_one_and_one_cancel_ends_all) { each_accept_takes_one(BEST); }
+Test(kernel_uring, each_accept_takes_one_and_one_cancel_ends_all_coop) { each_accept_takes_one(COOP); }
 
 /* ---- Completions ------------------------------------------------------------------------------------------------- */
 

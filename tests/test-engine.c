@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* The engine as the loop sees it: frames, descriptors, ends, connections; at every step of the feature ladder. */
+/* The engine as the loop sees it: frames, descriptors, ends; at every step of the feature ladder. */
 #include "test-engine.h"
 
 #include <linux/filter.h>
@@ -9,7 +9,6 @@
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
-#include <sys/un.h>
 
 #include "compat.h"
 
@@ -398,121 +397,7 @@ ENGINE_TEST(shortage_while_opening_is_passed_on_and_leaves_nothing)
 	cr_assert_eq(harness_run(open_while_short, &rung, 20000), 0);
 }
 
-/* ---- Listening and watching -------------------------------------------------------------------------------------- */
-
-struct door {
-	struct wh_link link;
-	struct sockaddr_un address;
-	socklen_t length;
-};
-
-static void open_door(struct wh_engine *engine, struct door *door)
-{
-	char name[HARNESS_PATH_MAX];
-	int fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-
-	*door = (struct door){ .address.sun_family = AF_UNIX };
-	harness_abstract_name(name);
-	door->length = (socklen_t)(offsetof(struct sockaddr_un, sun_path) + strlen(name));
-	memcpy(door->address.sun_path + 1, name + 1, strlen(name) - 1);
-	cr_assert_eq(bind(fd, (struct sockaddr *)&door->address, door->length), 0);
-	cr_assert_eq(listen(fd, 16), 0);
-	wh_engine_attach(engine, &door->link, fd);
-	wh_engine_accept(engine, &door->link);
-}
-
-static int knock(struct door *door)
-{
-	int fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
-
-	cr_assert_eq(connect(fd, (struct sockaddr *)&door->address, door->length), 0);
-	return fd;
-}
-
-ENGINE_TEST(accepts_until_detached)
-{
-	enum { N = 5 };
-	struct harness_snapshot before;
-	struct wh_engine *engine;
-	struct wh_event event;
-	struct door door;
-	int clients[N], byte = 7;
-
-	harness_snapshot_take(&before);
-	engine = open_plain(rung);
-	open_door(engine, &door);
-	wh_engine_accept(engine, &door.link);
-	cr_assert_eq(wh_engine_turn(engine, 0), 0);
-	for (int i = 0; i < N; i++) {
-		clients[i] = knock(&door);
-		cr_assert_eq(send(clients[i], &i, sizeof(i), 0), sizeof(i));
-	}
-	for (int i = 0; i < N - 2; i++) {
-		await(engine, WH_EVENT_ACCEPTED, &event);
-		cr_assert_eq(event.link, &door.link);
-		cr_assert(fcntl(event.result, F_GETFD) & FD_CLOEXEC);
-		cr_assert_eq(recv(event.result, &byte, sizeof(byte), MSG_DONTWAIT), sizeof(byte));
-		cr_assert_eq(byte, i);
-		close(event.result);
-	}
-	/* One may be on its way: it is not lost, and the one behind it stays in the backlog. */
-	cr_assert_geq(wh_engine_turn(engine, 0), 0);
-	wh_engine_detach(engine, &door.link);
-	do {
-		cr_assert(next_event(engine, &event));
-		if (event.kind == WH_EVENT_ACCEPTED)
-			close(event.result);
-	} while (event.kind != WH_EVENT_DETACHED);
-	for (int i = 0; i < N; i++)
-		close(clients[i]);
-	wh_engine_close(engine);
-
-	const char *leak = harness_snapshot_diff(&before);
-	cr_assert(!leak, "%s", leak);
-}
-
-ENGINE_TEST(connection_that_comes_while_detaching_is_closed)
-{
-	struct harness_snapshot before;
-	struct wh_engine *engine;
-	struct door door;
-	int client;
-	char byte;
-
-	harness_snapshot_take(&before);
-	engine = open_plain(rung);
-	open_door(engine, &door);
-	cr_assert_eq(wh_engine_turn(engine, 0), 0);
-	client = knock(&door);
-	detach(engine, &door.link);
-	cr_assert_leq(recv(client, &byte, 1, 0), 0);
-	close(client);
-	wh_engine_close(engine);
-
-	const char *leak = harness_snapshot_diff(&before);
-	cr_assert(!leak, "%s", leak);
-}
-
-ENGINE_TEST(accept_error_stops_accepting)
-{
-	struct wh_engine *engine = open_plain(rung);
-	struct wh_link link;
-	struct wh_event event;
-	int fds[2];
-
-	open_pair(fds);
-	wh_engine_attach(engine, &link, fds[0]);
-	wh_engine_accept(engine, &link); /* does not listen */
-	await(engine, WH_EVENT_ACCEPT_ERROR, &event);
-	cr_assert_eq(event.result, -EINVAL);
-	for (int i = 0; i < 5; i++)
-		cr_assert_eq(wh_engine_turn(engine, 0), 0);
-	wh_engine_accept(engine, &link);
-	await(engine, WH_EVENT_ACCEPT_ERROR, &event);
-	detach(engine, &link);
-	close(fds[1]);
-	wh_engine_close(engine);
-}
+/* ---- Watching ---------------------------------------------------------------------------------------------------- */
 
 ENGINE_TEST(watch_fires_once_for_any_descriptor)
 {
