@@ -783,7 +783,8 @@ struct wharf_answer_options {
 	void (*on_message)(wharf_port *port, wharf_call_id id, const struct wharf_msg *msg, void *user);
 	/* A wharf_reply that answered -EAGAIN would now succeed. */
 	void (*on_writable)(wharf_port *port, wharf_call_id id, void *user);
-	/* also when our own last reply was the end: it is in a frame then */
+	/* also when our own last reply was the end: it is in a frame then, and no message that the peer sends behind it was
+	 * delivered yet */
 	void (*on_end)(wharf_port *port, wharf_call_id id, const struct wharf_end *end, void *user);
 	void *user;
 };

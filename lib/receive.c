@@ -454,6 +454,9 @@ static void receive(struct wharf_port *port, struct wh_event *event)
 
 void wh_port_receive(struct wharf_port *port, struct wh_event *event)
 {
+	/* The peer may have the answers: the application hears that they ended before it hears what follows on them. */
+	if (!wh_list_empty(&port->ended_calls))
+		wh_calls_run_ends(port);
 	if (port->state < WH_PORT_ENDING)
 		receive(port, event);
 	else if (port->state == WH_PORT_CLOSED && !port->shut)

@@ -4,8 +4,8 @@
 #include <errno.h>
 #include <string.h>
 
+#include "apart.h"
 #include "harness.h"
-#include "pair.h"
 
 static struct pair p;
 
@@ -157,4 +157,34 @@ Test(call, cancelled_ends_on_both_sides)
 	cr_assert_eq(answerer.n_ended, 1);
 	cr_assert_eq(answerer.end.reason, WHARF_END_CANCEL);
 	pair_free(&p);
+}
+
+/* A worker with a place for each call at a time has one for the next as soon as the peer may make it. */
+static void expect_the_end_of_the_one_before(struct end *end, const struct wharf_msg *msg)
+{
+	cr_assert_eq(answerer.n_ended, end->n_messages > 1);
+	take_it(end, msg);
+}
+
+Test(call, next_comes_behind_the_end_of_the_one_that_it_follows)
+{
+	struct wharf_out out = text("question", WHARF_LAST);
+	struct apart q;
+
+	memset(&caller, 0, sizeof(caller));
+	memset(&answerer, 0, sizeof(answerer));
+	apart_open(&q, NULL, NULL, NULL);
+	q.b.on_message = expect_the_end_of_the_one_before;
+	cr_assert_eq(call(&q.a, &out, 0), 0);
+	apart_settle(&q);
+	cr_assert_eq(wharf_reply(q.b.port, answerer.id, &out, 0), 0);
+	cr_assert_eq(wharf_loop_flush(q.loop_b), 0);
+	cr_assert_eq(answerer.n_ended, 0, "not inside a flush");
+	while (!caller.n_ended)
+		cr_assert_geq(wharf_loop_step(q.loop_a, -1), 0);
+	cr_assert_eq(call(&q.a, &out, 0), 0);
+	cr_assert_eq(wharf_loop_flush(q.loop_a), 0);
+	apart_settle(&q);
+	cr_assert_eq(q.b.n_messages, 2);
+	apart_free(&q);
 }
