@@ -1,5 +1,10 @@
 /* SPDX-License-Identifier: MIT */
-/* A parent with prefork workers: bodies from 1 B to 64 MiB come back inverted, while workers are killed at random. */
+/*
+ * A parent with prefork workers that share its requests: bodies from 1 B to 64 MiB come back inverted. Workers are killed
+ * at random with calls in flight; the parent forks others, gives them what was not answered, and has every answer right
+ * in the end.
+ */
+#include <dirent.h>
 #include <errno.h>
 #include <inttypes.h>
 #include <signal.h>
@@ -7,8 +12,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/random.h>
 #include <sys/wait.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "wharf.h"
@@ -17,34 +22,25 @@
 #define SEC (1000 * MS)
 
 enum {
-	INVERT = 1,           /* the one kind of request */
-	WORKERS = 3,
-	CALLS_MAX = 4,        /* at a time, per worker */
-	REQUESTS = 200,
-	KILLS = 20,
-	BODY_SHIFT_MAX = 26,  /* 64 MiB */
-	PIECE = 1 << 20,      /* bodies travel in buffers of this size */
+	INVERT = 1, /* the one kind of request */
+	WORKERS_MAX = 64,
+	CALLS_MAX = 4,       /* at a time, per worker */
+	BODY_SHIFT_MAX = 26, /* 64 MiB */
+	PIECE = 1 << 20,     /* bodies travel in buffers of this size */
 	APP_LATE = 1,
 	APP_NO_MEMORY = 2,
 };
 
 static size_t min_size(size_t a, size_t b) { return a < b ? a : b; }
 
-static int64_t now_ns(void)
-{
-	struct timespec t;
-	clock_gettime(CLOCK_MONOTONIC, &t);
-	return t.tv_sec * SEC + t.tv_nsec;
-}
-
 /* ---- The worker ---- */
 
 struct answer {
-	wharf_port *port;       /* NULL: unused */
+	wharf_port *port;     /* NULL: unused */
 	wharf_call_id id;
-	struct wharf_msg *in;   /* what is being answered; the call is paused meanwhile */
-	size_t done;            /* bytes of it */
-	struct wharf_buf out;   /* filled and not sent yet */
+	struct wharf_msg *in; /* what is being answered; the call is paused meanwhile, so there is no next */
+	size_t done;          /* bytes of it */
+	struct wharf_buf out; /* filled and not sent yet */
 };
 
 static int answer_fill(struct answer *a, size_t n)
@@ -159,10 +155,8 @@ static int worker_main(int fd)
 
 /* ---- The parent ---- */
 
-struct parent;
-
 struct request {
-	struct worker *worker;  /* NULL while it waits */
+	struct worker *worker; /* NULL while it waits */
 	wharf_call_id id;
 	uint64_t seed;
 	size_t size, sent, received;
@@ -173,24 +167,33 @@ struct request {
 
 struct worker {
 	struct parent *parent;
-	wharf_port *port;
+	wharf_port *port; /* NULL: none */
 	pid_t pid;
+	bool killed;
 	struct request *calls[CALLS_MAX];
 };
 
 struct parent {
 	wharf_loop *loop;
-	struct worker workers[WORKERS];
-	struct request requests[REQUESTS];
-	struct request *waiting;
-	unsigned done, failed, repeated, seen_twice, kills;
+	struct worker workers[WORKERS_MAX];
+	unsigned n_workers, n_requests, n_kills;
+	struct request *requests, *waiting;
+	uint64_t bytes_total, bytes_moved; /* there and back */
+	unsigned done, failed, killed, lost, repeated, maybe_seen;
 	bool stopping;
-	int error;              /* the first that nothing can mend */
+	int error; /* the first that nothing can mend */
 };
 
-static unsigned char pattern(uint64_t seed, size_t at)
+/* What bodies are cut from, and what answers must be. The period is no multiple of PIECE: no two pieces are the same. */
+enum { PERIOD = 1000003 };
+static unsigned char sent_bytes[PERIOD + PIECE], answer_bytes[PERIOD + PIECE];
+
+static void bytes_make(void)
 {
-	return (unsigned char)((seed + at) * UINT64_C(0x9e3779b97f4a7c15) >> 56);
+	for (size_t i = 0; i < sizeof sent_bytes; i++) {
+		sent_bytes[i] = (unsigned char)(i % PERIOD * UINT64_C(0x9e3779b97f4a7c15) >> 56);
+		answer_bytes[i] = (unsigned char)~sent_bytes[i];
+	}
 }
 
 /* Sends the body as far as there is room. What stays unsent waits for on_writable, or for on_end, which tells why. */
@@ -205,33 +208,29 @@ static void request_more(struct request *r)
 				wharf_call_cancel(port, r->id); /* no memory: on_end says so */
 			if (e < 0)
 				return;
-			unsigned char *to = r->piece.data;
-			for (size_t i = 0; i < n; i++)
-				to[i] = pattern(r->seed, r->sent + i);
+			memcpy(r->piece.data, sent_bytes + (r->seed + r->sent) % PERIOD, n);
 		}
 		if (wharf_call_send_buf(port, r->id, &r->piece, r->sent + n == r->size ? WHARF_LAST : 0) < 0)
 			return;
 		r->sent += n;
+		r->worker->parent->bytes_moved += n;
 	}
 }
 
 static void on_reply(wharf_port *port, wharf_call_id id, const struct wharf_msg *msg, void *user)
 {
-	(void)port;
-	(void)id;
+	(void)port, (void)id;
 	struct request *r = user;
-	for (size_t i = 0; i < msg->n_slices; i++) {
-		const unsigned char *from = msg->slices[i].data;
-		for (size_t k = 0; k < msg->slices[i].size; k++)
-			r->wrong |= from[k] != (unsigned char)~pattern(r->seed, r->received + k);
-		r->received += msg->slices[i].size;
-	}
+	const unsigned char *expected = answer_bytes + (r->seed + r->received) % PERIOD;
+	if (msg->size) /* one claim, one slice */
+		r->wrong |= msg->size > PIECE || memcmp(msg->slices[0].data, expected, msg->size) != 0;
+	r->received += msg->size;
+	r->worker->parent->bytes_moved += msg->size;
 }
 
 static void on_writable(wharf_port *port, wharf_call_id id, void *user)
 {
-	(void)port;
-	(void)id;
+	(void)port, (void)id;
 	request_more(user);
 }
 
@@ -258,26 +257,30 @@ static void on_end(wharf_port *port, wharf_call_id id, const struct wharf_end *e
 	case WHARF_END_CLOSED:
 		break;
 	default:
-		fprintf(stderr, "%zu bytes: end %" PRIu32 ", error %" PRId32 "\n", r->size, end->reason, end->error);
+		fprintf(stderr, "%zu bytes: %s: %s\n", r->size, wharf_end_name(end->reason), strerror(end->error));
 		p->done++;
 		p->failed++;
 		return;
 	}
-	/* Inverting twice harms nobody, so a request may be repeated even if a worker saw it. */
+	/*
+	 * WHARF_NOT_SEEN is always safe to repeat. What a worker may have seen, or has begun to answer, is safe here because
+	 * inverting twice harms nobody; a parent whose requests transfer money would stop and look.
+	 */
 	p->repeated++;
-	p->seen_twice += end->progress != WHARF_NOT_SEEN;
+	p->maybe_seen += end->progress != WHARF_NOT_SEEN;
 	r->next = p->waiting;
 	p->waiting = r;
 }
 
-/* 0; -EAGAIN: the worker has no room. */
+/* 0; -EAGAIN: the worker has no room. -EPIPE: it is gone, and on_close will say so. */
 static int request_start(struct request *r, struct worker *w, struct request **slot)
 {
 	r->sent = r->received = 0;
 	r->wrong = false;
 	int e = wharf_call(w->port, &(struct wharf_out){ .type = INVERT },
 		WHARF_OPT(call, .on_reply = on_reply, .on_writable = on_writable, .on_end = on_end, .user = r,
-			.timeout_ns = 60 * SEC), &r->id);
+			.timeout_ns = 60 * SEC),
+		&r->id);
 	if (e < 0)
 		return e;
 	r->worker = w;
@@ -288,19 +291,20 @@ static int request_start(struct request *r, struct worker *w, struct request **s
 
 static void dispatch(struct parent *p)
 {
-	for (size_t i = 0; i < WORKERS; i++) {
+	for (size_t i = 0; i < p->n_workers; i++) {
 		struct worker *w = &p->workers[i];
 		for (size_t k = 0; k < CALLS_MAX && p->waiting && w->port; k++) {
-			struct request *r = p->waiting;
+			struct request *r = p->waiting, *next = r->next;
 			if (w->calls[k])
 				continue;
 			if (request_start(r, w, &w->calls[k]) < 0)
 				break;
-			p->waiting = r->next;
+			p->waiting = next;
 		}
 	}
 }
 
+/* The pool has room again, for whichever request was waiting. */
 static void parent_on_writable(wharf_port *port, void *user)
 {
 	(void)port;
@@ -312,14 +316,18 @@ static void parent_on_writable(wharf_port *port, void *user)
 
 static int worker_start(struct worker *w);
 
+/* All its calls have ended. */
 static void parent_on_close(wharf_port *port, const struct wharf_reason *why, void *user)
 {
 	(void)port;
 	struct worker *w = user;
 	w->port = NULL;
-	if (why->code != WHARF_CLOSE_LOCAL && why->code != WHARF_CLOSE_PEER_GONE)
+	if (why->code == WHARF_CLOSE_PEER_GONE && w->killed)
+		w->parent->lost++;
+	else if (why->code != WHARF_CLOSE_LOCAL)
 		fprintf(stderr, "worker %d: %s: %s\n", (int)w->pid, wharf_close_name(why->code), why->text);
-	kill(w->pid, SIGKILL); /* closed is not dead */
+	if (why->code != WHARF_CLOSE_LOCAL)
+		kill(w->pid, SIGKILL); /* closed is not dead */
 	waitpid(w->pid, NULL, 0);
 	if (!w->parent->stopping) {
 		int e = worker_start(w);
@@ -334,12 +342,14 @@ static const struct wharf_port_ops parent_ops = {
 	.on_close = parent_on_close,
 };
 
+/* The child has nothing of the parent's loop and of its ports to other workers: the library sees to that. */
 static int worker_start(struct worker *w)
 {
 	int ends[2];
 	int e = wharf_pair(ends);
 	if (e < 0)
 		return e;
+	w->killed = false;
 	w->pid = fork();
 	if (w->pid == 0) {
 		close(ends[0]);
@@ -356,57 +366,145 @@ static int worker_start(struct worker *w)
 	return e;
 }
 
+/* Kills somebody who has calls in flight. */
+static void kill_one(struct parent *p)
+{
+	size_t first = (size_t)rand();
+	for (size_t i = 0; i < p->n_workers; i++) {
+		struct worker *w = &p->workers[(first + i) % p->n_workers];
+		bool busy = false;
+		for (size_t k = 0; k < CALLS_MAX; k++)
+			busy |= w->calls[k] != NULL;
+		if (busy && !w->killed && w->port) {
+			w->killed = kill(w->pid, SIGKILL) == 0;
+			p->killed += w->killed;
+			return;
+		}
+	}
+}
+
 static int serve(struct parent *p)
 {
-	int64_t next_kill = now_ns() + 200 * MS;
-	while (p->done < REQUESTS && !p->error) {
+	/* By bytes, not by time: the kills fall between the first request and the last, and often into a large body. */
+	uint64_t apart = 2 * p->bytes_total / (p->n_kills + 1), next_kill = (uint64_t)rand() % (apart + 1);
+	while (p->done < p->n_requests && !p->error) {
 		dispatch(p);
-		int e = wharf_loop_step(p->loop, 20 * MS);
+		int e = wharf_loop_step(p->loop, -1);
 		if (e < 0)
 			return e;
-		const struct worker *victim = &p->workers[rand() % WORKERS];
-		if (p->kills < KILLS && victim->port && now_ns() >= next_kill) {
-			kill(victim->pid, SIGKILL);
-			p->kills++;
-			next_kill = now_ns() + (100 + rand() % 400) * MS;
+		if (p->killed < p->n_kills && p->bytes_moved >= next_kill) {
+			kill_one(p);
+			next_kill = p->killed * apart + (uint64_t)rand() % (apart + 1);
 		}
 	}
 	return p->error;
 }
 
-int main(int argc, char **argv)
+/* As many small bodies as large ones; the first two have the ends of the range. */
+static int requests_make(struct parent *p)
 {
-	unsigned seed = argc > 1 ? (unsigned)strtoul(argv[1], NULL, 0) : (unsigned)time(NULL);
-	static struct parent parent;
-	struct parent *p = &parent;
-	srand(seed);
-	for (size_t i = 0; i < REQUESTS; i++) { /* as many small bodies as large ones */
+	p->requests = calloc(p->n_requests, sizeof *p->requests);
+	if (!p->requests)
+		return -ENOMEM;
+	for (size_t i = p->n_requests; i-- > 0;) {
 		struct request *r = &p->requests[i];
 		r->seed = (uint64_t)rand();
-		r->size = (size_t)1 << rand() % (BODY_SHIFT_MAX + 1);
-		r->size -= (size_t)rand() % (r->size / 2 + 1);
+		r->size = (size_t)1 << (i > 1 ? rand() % (BODY_SHIFT_MAX + 1) : i ? BODY_SHIFT_MAX : 0);
+		r->size -= i > 1 ? (size_t)rand() % (r->size / 2 + 1) : 0;
 		r->next = p->waiting;
 		p->waiting = r;
+		p->bytes_total += r->size;
 	}
-	int e = wharf_loop_new(NULL, &p->loop);
-	for (size_t i = 0; i < WORKERS && e >= 0; i++) {
+	return 0;
+}
+
+static int parent_run(struct parent *p)
+{
+	int e = requests_make(p);
+	if (e >= 0)
+		e = wharf_loop_new(NULL, &p->loop);
+	for (size_t i = 0; i < p->n_workers && e >= 0; i++) {
 		p->workers[i].parent = p;
 		e = worker_start(&p->workers[i]);
 	}
 	if (e >= 0)
 		e = serve(p);
-
 	p->stopping = true;
-	for (size_t i = 0; i < WORKERS; i++)
+	for (size_t i = 0; i < p->n_workers; i++)
 		if (p->workers[i].port)
-			wharf_port_close(p->workers[i].port, 2 * SEC);
+			wharf_port_close(p->workers[i].port, 10 * SEC);
 	if (e >= 0)
 		e = wharf_loop_run(p->loop);
 	wharf_loop_free(p->loop);
+	free(p->requests);
+	return e;
+}
 
-	printf("seed %u: %u of %d done, %u failed; %u workers killed, %u requests repeated, %u perhaps seen twice\n",
-		seed, p->done, REQUESTS, p->failed, p->kills, p->repeated, p->seen_twice);
+/* ---- What must not be left behind ---- */
+
+static unsigned count_fds(void)
+{
+	unsigned n = 0;
+	DIR *dir = opendir("/proc/self/fd");
+	while (dir && readdir(dir))
+		n++;
+	closedir(dir);
+	return n;
+}
+
+static unsigned count_shared_mappings(void)
+{
+	char line[512];
+	unsigned n = 0;
+	FILE *maps = fopen("/proc/self/maps", "re");
+	while (maps && fgets(line, sizeof line, maps))
+		n += strstr(line, "/memfd:") || strstr(line, "/dev/shm/");
+	fclose(maps);
+	return n;
+}
+
+int main(int argc, char **argv)
+{
+	static struct parent parent = { .n_workers = 3, .n_requests = 16, .n_kills = 4 };
+	struct parent *p = &parent;
+	unsigned seed = 0;
+	getrandom(&seed, sizeof seed, 0);
+	for (int option; (option = getopt(argc, argv, "hn:k:w:s:")) != -1;) {
+		unsigned value = optarg ? (unsigned)strtoul(optarg, NULL, 0) : 0;
+		switch (option) {
+		case 'n': p->n_requests = value; break;
+		case 'k': p->n_kills = value; break;
+		case 'w': p->n_workers = value; break;
+		case 's': seed = value; break;
+		default:
+			printf("usage: prefork [-n requests] [-k kills] [-w workers] [-s seed]\n");
+			return option == 'h' ? EXIT_SUCCESS : EXIT_FAILURE;
+		}
+	}
+	if (!p->n_requests || !p->n_workers || p->n_workers > WORKERS_MAX) {
+		fprintf(stderr, "prefork: 1 to %d workers, and something for them to do\n", WORKERS_MAX);
+		return EXIT_FAILURE;
+	}
+	srand(seed);
+	bytes_make();
+	/* The library keeps one descriptor and one mapping for the process, from its first pool on. */
+	wharf_pool *first;
+	if (wharf_pool_new(NULL, &first) < 0)
+		return EXIT_FAILURE;
+	wharf_pool_unref(first);
+
+	unsigned n_fds = count_fds(), n_mappings = count_shared_mappings();
+	int e = parent_run(p);
+	unsigned fds_left = count_fds() - n_fds, mappings_left = count_shared_mappings() - n_mappings;
+	bool child_left = waitpid(-1, NULL, WNOHANG) >= 0;
+
+	printf("seed %u: %u of %u done, %u failed; %u workers killed, %u requests repeated, %u of them perhaps seen twice\n",
+		seed, p->done, p->n_requests, p->failed, p->killed, p->repeated, p->maybe_seen);
+	printf("left behind: %u descriptors, %u mappings, %s\n", fds_left, mappings_left,
+		child_left ? "a child" : "no child");
 	if (e < 0)
 		fprintf(stderr, "prefork: %s\n", strerror(-e));
-	return e < 0 || p->failed || p->done < REQUESTS ? EXIT_FAILURE : EXIT_SUCCESS;
+	bool good = e >= 0 && p->done == p->n_requests && !p->failed && p->lost == p->killed && !p->killed == !p->n_kills &&
+		!fds_left && !mappings_left && !child_left;
+	return good ? EXIT_SUCCESS : EXIT_FAILURE;
 }

@@ -1,8 +1,13 @@
 /* SPDX-License-Identifier: MIT */
-/* One wharf connection inside a libuv program: files are read straight into buffers, and another process sums them. */
+/*
+ * wharf as a guest in a libuv program: names of files come down a pipe, libuv's threads read the files straight into
+ * buffers that another process will read in place, and that process sums them up. Everything is sent from libuv's own
+ * handlers.
+ */
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
+#include <limits.h>
 #include <signal.h>
 #include <stdbool.h>
 #include <stdio.h>
@@ -25,6 +30,7 @@ enum {
 	PIECE_BYTES = 256 << 10,
 	APP_NONSENSE = 1,
 	APP_NO_ROOM = 2,
+	WATCHDOG_MS = 20000, /* longer than anything takes */
 };
 
 struct sum {
@@ -33,18 +39,21 @@ struct sum {
 };
 #define SUM_NONE { 0, UINT64_C(0xcbf29ce484222325) }
 
+static void sum_add(struct sum *sum, const void *bytes, size_t size)
+{
+	for (size_t i = 0; i < size; i++)
+		sum->fnv = (sum->fnv ^ ((const unsigned char *)bytes)[i]) * UINT64_C(0x100000001b3);
+	sum->bytes += size;
+}
+
 /* ---- The process that sums up ---- */
 
 static void service_on_message(wharf_port *port, const struct wharf_msg *msg, void *user)
 {
 	struct sum *sum = user;
 	if (msg->type == PIECE) {
-		for (size_t i = 0; i < msg->n_slices; i++) {
-			const unsigned char *from = msg->slices[i].data;
-			for (size_t k = 0; k < msg->slices[i].size; k++)
-				sum->fnv = (sum->fnv ^ from[k]) * UINT64_C(0x100000001b3);
-			sum->bytes += msg->slices[i].size;
-		}
+		for (size_t i = 0; i < msg->n_slices; i++)
+			sum_add(sum, msg->slices[i].data, msg->slices[i].size);
 	} else if (msg->type == END) {
 		if (wharf_send_bytes(port, SUM, sum, sizeof *sum) < 0)
 			wharf_port_abort(port, APP_NO_ROOM);
@@ -76,35 +85,44 @@ static int serve(void)
 
 struct reader {
 	uv_loop_t uv;
-	uv_poll_t poll;
+	uv_poll_t poll;     /* wharf's descriptor */
+	uv_pipe_t names;    /* of files, each with its newline */
+	uv_timer_t watchdog;
 	uv_signal_t interrupt;
 	uv_fs_t fs;
 	wharf_loop *loop;
-	wharf_port *port;     /* NULL once closed */
+	wharf_port *port; /* NULL once closed */
 	int pidfd;
 
-	char **names;         /* the files to come, NULL at their end */
-	const char *name;     /* of the open one */
+	char line[PATH_MAX]; /* what has come down the pipe, up to sizeof line - 1 */
+	size_t line_bytes;
+	bool names_ended;
+
+	char name[PATH_MAX];  /* of the open file */
 	int file;             /* -1: none */
 	bool reading;         /* libuv's threads are writing into buf */
 	bool complete;        /* the file was read to its end, END is not sent yet */
 	bool summing;         /* END is sent, SUM is not there yet */
 	size_t filled;        /* bytes of buf, not sent yet */
 	struct wharf_buf buf;
-	uint64_t bytes;       /* of the open file, so far */
+	struct sum sum;       /* of the open file, so far */
+	unsigned n_files;
+	bool stopping;
 	int error;            /* the first; negative */
 };
 
 static void reader_go_on(struct reader *r);
+static void on_names_room(uv_handle_t *names, size_t suggested, uv_buf_t *ret_buf);
+static void on_names(uv_stream_t *names, ssize_t n, const uv_buf_t *buf);
 
 /* Ends everything in good order; the handles go when on_close has been called. */
 static void reader_stop(struct reader *r, int error)
 {
 	if (!r->error)
 		r->error = error;
-	r->names = NULL;
+	r->stopping = true;
 	if (r->port)
-		wharf_port_close(r->port, 2 * SEC);
+		wharf_port_close(r->port, 5 * SEC);
 }
 
 static void on_read(uv_fs_t *fs)
@@ -113,6 +131,7 @@ static void on_read(uv_fs_t *fs)
 	ssize_t n = fs->result;
 	uv_fs_req_cleanup(fs);
 	r->reading = false;
+	uv_timer_again(&r->watchdog);
 	if (!r->port || n <= 0)
 		wharf_buf_abandon(&r->buf); /* valid until here, whatever has become of the port */
 	if (!r->port)
@@ -123,7 +142,26 @@ static void on_read(uv_fs_t *fs)
 	}
 	r->filled = (size_t)n;
 	r->complete = n == 0;
+	sum_add(&r->sum, r->buf.data, r->filled);
 	reader_go_on(r);
+}
+
+/* Takes the first line of what has come down the pipe. false: there is none yet; at the end of the pipe that is the end. */
+static bool next_name(struct reader *r)
+{
+	char *end = memchr(r->line, '\n', r->line_bytes);
+	if (!end) {
+		if (r->names_ended)
+			reader_stop(r, r->line_bytes ? -EBADMSG : 0);
+		return false;
+	}
+	*end++ = 0;
+	memcpy(r->name, r->line, (size_t)(end - r->line));
+	r->line_bytes -= (size_t)(end - r->line);
+	memmove(r->line, end, r->line_bytes);
+	if (!r->names_ended)
+		uv_read_start((uv_stream_t *)&r->names, on_names_room, on_names); /* it may have stopped for want of room */
+	return true;
 }
 
 /* Whatever is next: send what was read, say that the file is complete, open another, read on. 0; negative errno. */
@@ -131,12 +169,11 @@ static int reader_step(struct reader *r)
 {
 	int e = 0;
 	if (r->filled) {
-		e = wharf_buf_trim(&r->buf, r->filled);
+		e = wharf_buf_trim(&r->buf, r->filled); /* again after -EAGAIN: to the size that it has */
 		if (e >= 0)
 			e = wharf_send_buf(r->port, PIECE, &r->buf);
 		if (e < 0)
 			return e;
-		r->bytes += r->filled;
 		r->filled = 0;
 	}
 	if (r->complete) {
@@ -151,12 +188,9 @@ static int reader_step(struct reader *r)
 	if (r->summing)
 		return 0;
 	if (r->file < 0) {
-		if (!*r->names) {
-			reader_stop(r, 0);
-			return 0;
-		}
-		r->name = *r->names++;
-		r->bytes = 0;
+		if (!next_name(r))
+			return 0; /* on_names comes back here */
+		r->sum = (struct sum)SUM_NONE;
 		r->file = open(r->name, O_RDONLY | O_CLOEXEC);
 		if (r->file < 0)
 			return -errno;
@@ -174,7 +208,7 @@ static int reader_step(struct reader *r)
 
 static void reader_go_on(struct reader *r)
 {
-	if (r->reading || !r->names || !r->port)
+	if (r->reading || r->stopping || !r->port)
 		return;
 	int e = reader_step(r);
 	if (e < 0 && e != -EAGAIN && e != -EPIPE) /* -EAGAIN: on_writable comes back here. -EPIPE: on_close tells */
@@ -197,8 +231,9 @@ static void on_message(wharf_port *port, const struct wharf_msg *msg, void *user
 	}
 	wharf_msg_copy(msg, 0, &sum, sizeof sum);
 	r->summing = false;
+	r->n_files++;
 	printf("%016" PRIx64 " %12" PRIu64 "  %s\n", sum.fnv, sum.bytes, r->name);
-	if (sum.bytes != r->bytes)
+	if (memcmp(&sum, &r->sum, sizeof sum))
 		reader_stop(r, -EBADMSG);
 	else
 		reader_go_on(r);
@@ -243,21 +278,59 @@ static void on_poll(uv_poll_t *poll, int status, int events)
 	}
 }
 
+static void on_names_room(uv_handle_t *names, size_t suggested, uv_buf_t *ret_buf)
+{
+	(void)suggested;
+	struct reader *r = names->data;
+	*ret_buf = uv_buf_init(r->line + r->line_bytes, (unsigned)(sizeof r->line - 1 - r->line_bytes));
+}
+
+static void on_names(uv_stream_t *names, ssize_t n, const uv_buf_t *buf)
+{
+	(void)buf;
+	struct reader *r = names->data;
+	if (n < 0)
+		uv_read_stop(names);
+	if (n >= 0)
+		r->line_bytes += (size_t)n;
+	else if (n != UV_ENOBUFS)
+		r->names_ended = true;
+	else if (!memchr(r->line, '\n', r->line_bytes))
+		reader_stop(r, -ENAMETOOLONG);
+	reader_go_on(r);
+}
+
 static void on_interrupt(uv_signal_t *signal, int number)
 {
 	(void)number;
 	reader_stop(signal->data, -EINTR);
 }
 
+static void on_watchdog(uv_timer_t *watchdog)
+{
+	struct reader *r = watchdog->data;
+	reader_stop(r, -ETIME);
+	if (r->port)
+		wharf_port_abort(r->port, 0);
+}
+
 /* Starts the service and joins wharf's loop to libuv's. */
-static int reader_start(struct reader *r)
+static int reader_start(struct reader *r, int names_fd)
 {
 	char self[] = "/proc/self/exe", serve_word[] = "--serve";
 	char *argv[] = { self, serve_word, NULL };
-	r->poll.data = r->interrupt.data = r->fs.data = r;
-	int e = uv_signal_init(&r->uv, &r->interrupt);
+	r->poll.data = r->interrupt.data = r->watchdog.data = r->names.data = r->fs.data = r;
+	int e = uv_pipe_init(&r->uv, &r->names, 0);
+	if (e >= 0)
+		e = uv_pipe_open(&r->names, names_fd);
+	if (e >= 0)
+		e = uv_signal_init(&r->uv, &r->interrupt);
 	if (e >= 0)
 		e = uv_signal_start_oneshot(&r->interrupt, on_interrupt, SIGINT);
+	if (e >= 0)
+		e = uv_timer_init(&r->uv, &r->watchdog);
+	if (e >= 0)
+		e = uv_timer_start(&r->watchdog, on_watchdog, WATCHDOG_MS, WATCHDOG_MS);
 	if (e >= 0)
 		e = wharf_loop_fd(r->loop);
 	if (e >= 0)
@@ -269,41 +342,63 @@ static int reader_start(struct reader *r)
 			WHARF_OPT(spawn, .argv = argv, .port = WHARF_OPT(port, .ops = &ops, .user = r)),
 			&r->port, &r->pidfd);
 	if (e >= 0)
-		reader_go_on(r); /* before the service has said hello: what is sent queues */
+		e = uv_read_start((uv_stream_t *)&r->names, on_names_room, on_names);
 	return e;
+}
+
+/* What a shell would do: a pipe with the names in it. */
+static int names_make(int argc, char **argv)
+{
+	int fds[2];
+	if (pipe2(fds, O_CLOEXEC | O_NONBLOCK) < 0)
+		return -errno;
+	for (int i = 1; i < argc; i++)
+		if (dprintf(fds[1], "%s\n", argv[i]) < 0)
+			fprintf(stderr, "embed-uv: no room for %s\n", argv[i]);
+	close(fds[1]);
+	return fds[0];
 }
 
 int main(int argc, char **argv)
 {
+	char self[] = "/proc/self/exe", passwd[] = "/etc/passwd", nothing[] = "/dev/null";
+	char *some[] = { argv[0], self, passwd, nothing, self };
 	if (argc == 2 && !strcmp(argv[1], "--serve"))
 		return serve();
+	if (argc == 2 && !strcmp(argv[1], "-h")) {
+		printf("usage: embed-uv [file...]    or    ls -d * | embed-uv -\n");
+		return EXIT_SUCCESS;
+	}
 
-	char self[] = "/proc/self/exe";
-	char *only_self[] = { self, NULL };
-	struct reader r = { .names = argc > 1 ? argv + 1 : only_self, .file = -1, .pidfd = -1 };
-	int e = uv_loop_init(&r.uv);
+	struct reader r = { .file = -1, .pidfd = -1 };
+	siginfo_t child = { 0 };
+	bool from_stdin = argc == 2 && !strcmp(argv[1], "-");
+	int names_fd = from_stdin ? STDIN_FILENO : argc > 1 ? names_make(argc, argv) : names_make(5, some);
+	int e = names_fd < 0 ? names_fd : uv_loop_init(&r.uv);
 	if (e < 0) {
 		fprintf(stderr, "embed-uv: %s\n", uv_strerror(e));
 		return EXIT_FAILURE;
 	}
 	e = wharf_loop_new(NULL, &r.loop);
 	if (e >= 0)
-		e = reader_start(&r);
+		e = reader_start(&r, names_fd);
 	if (e >= 0)
-		uv_run(&r.uv, UV_RUN_DEFAULT); /* until on_close has closed the handles */
+		uv_run(&r.uv, UV_RUN_DEFAULT);  /* until on_close has closed the handles */
 	uv_walk(&r.uv, close_handle, NULL); /* if they are still there, something failed */
 	r.loop = wharf_loop_free(r.loop);
-	uv_run(&r.uv, UV_RUN_DEFAULT);      /* lets a read that is under way end: its buffer outlives the loop */
+	uv_run(&r.uv, UV_RUN_DEFAULT); /* lets a read that is under way end: its buffer outlives the loop */
 	uv_loop_close(&r.uv);
 	if (r.file >= 0)
 		close(r.file);
 	if (r.pidfd >= 0) {
-		pidfd_send_signal(r.pidfd, SIGTERM, NULL, 0); /* closed is not dead */
-		waitid(P_PIDFD, (id_t)r.pidfd, NULL, WEXITED);
+		if (e < 0 || r.error)
+			pidfd_send_signal(r.pidfd, SIGTERM, NULL, 0); /* closed is not dead */
+		waitid(P_PIDFD, (id_t)r.pidfd, &child, WEXITED);
 		close(r.pidfd);
 	}
 	e = e < 0 ? e : r.error;
+	printf("%u files\n", r.n_files);
 	if (e < 0)
-		fprintf(stderr, "embed-uv: %s%s%s\n", r.name ? r.name : "", r.name ? ": " : "", uv_strerror(e));
-	return e < 0 ? EXIT_FAILURE : EXIT_SUCCESS;
+		fprintf(stderr, "embed-uv: %s%s%s\n", r.name, *r.name ? ": " : "", uv_strerror(e));
+	return e < 0 || child.si_status || (argc == 1 && r.n_files != 4) ? EXIT_FAILURE : EXIT_SUCCESS;
 }
