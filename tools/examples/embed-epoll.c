@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
  * wharf as a guest in a program that has an epoll loop already, with a timer, a pipe and signals of its own. A service,
- * another process, is asked from the timer's handler, and again from the pipe's. At no time is more than one thing under
+ * another process, is asked from the timer's handler, and again from the pipe's. Never is more than one thing under
  * way, so nothing but wharf's own descriptor can bring the loop back to what a handler has sent.
  */
 #include <errno.h>

@@ -146,7 +146,7 @@ static void on_read(uv_fs_t *fs)
 	reader_go_on(r);
 }
 
-/* Takes the first line of what has come down the pipe. false: there is none yet; at the end of the pipe that is the end. */
+/* Takes the first line of what has come down the pipe. false: there is none yet; after the last one all is done. */
 static bool next_name(struct reader *r)
 {
 	char *end = memchr(r->line, '\n', r->line_bytes);
@@ -160,7 +160,7 @@ static bool next_name(struct reader *r)
 	r->line_bytes -= (size_t)(end - r->line);
 	memmove(r->line, end, r->line_bytes);
 	if (!r->names_ended)
-		uv_read_start((uv_stream_t *)&r->names, on_names_room, on_names); /* it may have stopped for want of room */
+		uv_read_start((uv_stream_t *)&r->names, on_names_room, on_names); /* it may have stopped: no room */
 	return true;
 }
 

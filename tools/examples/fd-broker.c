@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * A broker that hands out descriptors: files that its clients may have but need not be able to open, and direct channels
- * between two of them, of which it keeps nothing. The clients, alice and bob, talk over such a channel, and each sees
- * the other die: first bob, who is started anew, then alice. What they write into a log that the broker lent them tells
- * in the end whether all went well.
+ * A broker that hands out descriptors: files that its clients may have but need not be able to open, and direct
+ * channels between two of them, of which it keeps nothing. The clients, alice and bob, talk over such a channel, and
+ * each sees the other die: first bob, who is started anew, then alice. What they write into a log that the broker lent
+ * them tells in the end whether all went well.
  */
 #include <dirent.h>
 #include <errno.h>
@@ -197,10 +197,12 @@ static const struct wharf_port_ops client_ops = { .size = sizeof client_ops, .on
 
 static int client_main(const char *name, uint64_t n_pings)
 {
-	struct client c = { .name = name, .is_alice = !strcmp(name, "alice"), .pings_max = 2 * n_pings, .fd = -1, .log = -1 };
+	struct client c = { .name = name, .pings_max = 2 * n_pings, .fd = -1, .log = -1 };
+	c.is_alice = !strcmp(name, "alice");
 	int e = wharf_loop_new(NULL, &c.loop);
 	if (e >= 0)
-		e = wharf_port_inherit(c.loop, WHARF_OPT(port, .ops = &client_ops, .user = &c, .rx_fds_max = 1), &c.broker);
+		e = wharf_port_inherit(c.loop, WHARF_OPT(port, .ops = &client_ops, .user = &c, .rx_fds_max = 1),
+			&c.broker);
 	if (e < 0)
 		client_fail(&c, strerror(-e));
 	c.step = c.is_alice ? 0 : STEP_LOG;
@@ -279,8 +281,8 @@ static int broker_answer(struct served *from, wharf_call_id id, uint32_t type, c
 		int fd = broker_open(b, name);
 		if (fd < 0)
 			return fd;
-		int e = wharf_reply(from->port, id,
-			&(struct wharf_out){ .type = OPEN, .flags = WHARF_LAST | WHARF_FDS_MOVE, .fds = &fd, .n_fds = 1 }, 0);
+		struct wharf_out out = { .type = OPEN, .flags = WHARF_LAST | WHARF_FDS_MOVE, .fds = &fd, .n_fds = 1 };
+		int e = wharf_reply(from->port, id, &out, 0);
 		if (e < 0)
 			close(fd);
 		return e;
@@ -332,7 +334,8 @@ static int served_start(struct served *s)
 	char *argv[] = { self, word, s->name, s->broker->pings, NULL };
 	s->n_started++;
 	return wharf_spawn(s->broker->loop,
-		WHARF_OPT(spawn, .argv = argv, .port = WHARF_OPT(port, .ops = &broker_ops, .user = s)), &s->port, &s->pidfd);
+		WHARF_OPT(spawn, .argv = argv, .port = WHARF_OPT(port, .ops = &broker_ops, .user = s)),
+		&s->port, &s->pidfd);
 }
 
 static unsigned count_fds(void)

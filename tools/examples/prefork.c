@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * A parent with prefork workers that share its requests: bodies from 1 B to 64 MiB come back inverted. Workers are killed
- * at random with calls in flight; the parent forks others, gives them what was not answered, and has every answer right
- * in the end.
+ * A parent with prefork workers that share its requests: bodies from 1 B to 64 MiB come back inverted. Workers are
+ * killed at random with calls in flight; the parent forks others, gives them what was not answered, and has every
+ * answer right in the end.
  */
 #include <dirent.h>
 #include <errno.h>
@@ -18,8 +18,7 @@
 
 #include "wharf.h"
 
-#define MS INT64_C(1000000)
-#define SEC (1000 * MS)
+#define SEC INT64_C(1000000000)
 
 enum {
 	INVERT = 1, /* the one kind of request */
@@ -91,16 +90,13 @@ static void answer_on_message(wharf_port *port, wharf_call_id id, const struct w
 
 static void answer_on_writable(wharf_port *port, wharf_call_id id, void *user)
 {
-	(void)port;
-	(void)id;
+	(void)port, (void)id;
 	answer_more(user);
 }
 
 static void answer_on_end(wharf_port *port, wharf_call_id id, const struct wharf_end *end, void *user)
 {
-	(void)port;
-	(void)id;
-	(void)end;
+	(void)port, (void)id, (void)end;
 	struct answer *a = user;
 	wharf_buf_abandon(&a->out);
 	wharf_msg_release(a->in);
@@ -184,7 +180,7 @@ struct parent {
 	int error; /* the first that nothing can mend */
 };
 
-/* What bodies are cut from, and what answers must be. The period is no multiple of PIECE: no two pieces are the same. */
+/* What bodies are cut from, and what answers must be. No two pieces of a body are the same. */
 enum { PERIOD = 1000003 };
 static unsigned char sent_bytes[PERIOD + PIECE], answer_bytes[PERIOD + PIECE];
 
@@ -263,8 +259,8 @@ static void on_end(wharf_port *port, wharf_call_id id, const struct wharf_end *e
 		return;
 	}
 	/*
-	 * WHARF_NOT_SEEN is always safe to repeat. What a worker may have seen, or has begun to answer, is safe here because
-	 * inverting twice harms nobody; a parent whose requests transfer money would stop and look.
+	 * WHARF_NOT_SEEN is always safe to repeat. What a worker may have seen, or has begun to answer, is so here,
+	 * because inverting twice harms nobody; a parent whose requests transfer money would stop and look.
 	 */
 	p->repeated++;
 	p->maybe_seen += end->progress != WHARF_NOT_SEEN;
@@ -442,25 +438,18 @@ static int parent_run(struct parent *p)
 
 /* ---- What must not be left behind ---- */
 
-static unsigned count_fds(void)
-{
-	unsigned n = 0;
-	DIR *dir = opendir("/proc/self/fd");
-	while (dir && readdir(dir))
-		n++;
-	closedir(dir);
-	return n;
-}
-
-static unsigned count_shared_mappings(void)
+/* Descriptors, and mappings of shared memory. */
+static void count(unsigned *ret_fds, unsigned *ret_mappings)
 {
 	char line[512];
-	unsigned n = 0;
+	DIR *dir = opendir("/proc/self/fd");
 	FILE *maps = fopen("/proc/self/maps", "re");
-	while (maps && fgets(line, sizeof line, maps))
-		n += strstr(line, "/memfd:") || strstr(line, "/dev/shm/");
+	for (*ret_fds = 0; dir && readdir(dir);)
+		++*ret_fds;
+	for (*ret_mappings = 0; maps && fgets(line, sizeof line, maps);)
+		*ret_mappings += strstr(line, "/memfd:") || strstr(line, "/dev/shm/");
+	closedir(dir);
 	fclose(maps);
-	return n;
 }
 
 int main(int argc, char **argv)
@@ -469,21 +458,12 @@ int main(int argc, char **argv)
 	struct parent *p = &parent;
 	unsigned seed = 0;
 	getrandom(&seed, sizeof seed, 0);
-	for (int option; (option = getopt(argc, argv, "hn:k:w:s:")) != -1;) {
-		unsigned value = optarg ? (unsigned)strtoul(optarg, NULL, 0) : 0;
-		switch (option) {
-		case 'n': p->n_requests = value; break;
-		case 'k': p->n_kills = value; break;
-		case 'w': p->n_workers = value; break;
-		case 's': seed = value; break;
-		default:
-			printf("usage: prefork [-n requests] [-k kills] [-w workers] [-s seed]\n");
-			return option == 'h' ? EXIT_SUCCESS : EXIT_FAILURE;
-		}
-	}
-	if (!p->n_requests || !p->n_workers || p->n_workers > WORKERS_MAX) {
-		fprintf(stderr, "prefork: 1 to %d workers, and something for them to do\n", WORKERS_MAX);
-		return EXIT_FAILURE;
+	unsigned *const settings[] = { &p->n_requests, &p->n_kills, &p->n_workers, &seed };
+	for (int i = 1; i < argc && i <= 4; i++)
+		*settings[i - 1] = (unsigned)strtoul(argv[i], NULL, 0);
+	if (argc > 5 || !p->n_requests || !p->n_workers || p->n_workers > WORKERS_MAX) {
+		printf("usage: prefork [requests [kills [workers [seed]]]]\n");
+		return argc == 2 && !strcmp(argv[1], "-h") ? EXIT_SUCCESS : EXIT_FAILURE;
 	}
 	srand(seed);
 	bytes_make();
@@ -493,18 +473,20 @@ int main(int argc, char **argv)
 		return EXIT_FAILURE;
 	wharf_pool_unref(first);
 
-	unsigned n_fds = count_fds(), n_mappings = count_shared_mappings();
+	unsigned fds_before, mappings_before, fds, mappings;
+	count(&fds_before, &mappings_before);
 	int e = parent_run(p);
-	unsigned fds_left = count_fds() - n_fds, mappings_left = count_shared_mappings() - n_mappings;
+	count(&fds, &mappings);
 	bool child_left = waitpid(-1, NULL, WNOHANG) >= 0;
 
-	printf("seed %u: %u of %u done, %u failed; %u workers killed, %u requests repeated, %u of them perhaps seen twice\n",
+	printf("seed %u: %u of %u done, %u failed; %u workers killed, %u requests repeated, %u perhaps seen twice\n",
 		seed, p->done, p->n_requests, p->failed, p->killed, p->repeated, p->maybe_seen);
-	printf("left behind: %u descriptors, %u mappings, %s\n", fds_left, mappings_left,
-		child_left ? "a child" : "no child");
+	printf("left behind: %u descriptors, %u mappings, %s\n", fds - fds_before,
+		mappings - mappings_before, child_left ? "a child" : "no child");
 	if (e < 0)
 		fprintf(stderr, "prefork: %s\n", strerror(-e));
-	bool good = e >= 0 && p->done == p->n_requests && !p->failed && p->lost == p->killed && !p->killed == !p->n_kills &&
-		!fds_left && !mappings_left && !child_left;
-	return good ? EXIT_SUCCESS : EXIT_FAILURE;
+	bool answered = e >= 0 && p->done == p->n_requests && !p->failed;
+	bool survived = p->lost == p->killed && !p->killed == !p->n_kills;
+	bool clean = fds == fds_before && mappings == mappings_before && !child_left;
+	return answered && survived && clean ? EXIT_SUCCESS : EXIT_FAILURE;
 }

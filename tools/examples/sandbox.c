@@ -106,7 +106,8 @@ static int lock_in(void)
 		BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
 	};
 	for (uint8_t i = 0; i < N; i++)
-		filter[4 + i] = (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, allowed[i], (uint8_t)(N - i), 0);
+		filter[4 + i] = (struct sock_filter)BPF_JUMP(
+			BPF_JMP | BPF_JEQ | BPF_K, allowed[i], (uint8_t)(N - i), 0);
 	filter[4 + N] = (struct sock_filter)BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_KILL_PROCESS);
 	filter[5 + N] = (struct sock_filter)BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW);
 	if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0 ||
@@ -153,7 +154,9 @@ static void child_on_message(wharf_port *port, const struct wharf_msg *msg, void
 	struct result result;
 	wharf_call_id id;
 	void *memory;
-	if (msg->type != COUNT || msg->n_fds != 1 || !list || wharf_call_take(port, msg, WHARF_OPT(answer, .user = NULL), &id) < 0)
+	if (msg->type != COUNT || msg->n_fds != 1 || !list)
+		return;
+	if (wharf_call_take(port, msg, WHARF_OPT(answer, .user = NULL), &id) < 0)
 		return;
 	if (count_words(msg->fds[0], list, msg->size, &result) < 0) {
 		wharf_call_refuse(port, id, APP_BAD_RESULT);
@@ -211,7 +214,8 @@ static int child_main(const char *mode)
 		child.raw = dup(atoi(fd));
 	int e = wharf_loop_new(NULL, &loop);
 	if (e >= 0)
-		e = wharf_port_inherit(loop, WHARF_OPT(port, .ops = &child_ops, .user = &child, .rx_fds_max = 1), &port);
+		e = wharf_port_inherit(loop, WHARF_OPT(port, .ops = &child_ops, .user = &child, .rx_fds_max = 1),
+			&port);
 	/* Until the peer has said hello more is needed. Paused: no message is looked at before the door is shut. */
 	if (e >= 0)
 		e = wharf_port_pause(port);
@@ -223,7 +227,7 @@ static int child_main(const char *mode)
 		e = wharf_port_resume(port);
 	if (e >= 0)
 		e = wharf_loop_run(loop);
-	_exit(e < 0 ? EXIT_FAILURE : EXIT_SUCCESS); /* to free the loop, and what else runs at exit, needs more than that */
+	_exit(e < 0 ? EXIT_FAILURE : EXIT_SUCCESS); /* freeing the loop, and what else runs at exit, needs more */
 }
 
 /* ---- The parent ---- */
@@ -324,9 +328,10 @@ static void on_close(wharf_port *port, const struct wharf_reason *why, void *use
 	close(job->pidfd);
 	job->good = why->code == trial->close && job->answered == trial->answered;
 	if (honest)
-		job->good &= how.si_code == CLD_EXITED && how.si_status == 0 && !memcmp(&job->result, job->truth, sizeof job->result);
-	printf("%-17s  %s, %s: %s%s\n", trial->mode, job->answered ? "answered" : "no answer", wharf_close_name(why->code),
-		why->text, job->good ? "" : "  <-- NOT AS IT SHOULD BE");
+		job->good &= how.si_code == CLD_EXITED && how.si_status == 0 &&
+			!memcmp(&job->result, job->truth, sizeof job->result);
+	printf("%-17s  %s, %s: %s%s\n", trial->mode, job->answered ? "answered" : "no answer",
+		wharf_close_name(why->code), why->text, job->good ? "" : "  <-- NOT AS IT SHOULD BE");
 }
 
 static const struct wharf_port_ops ops = { .size = sizeof ops, .on_close = on_close };
@@ -339,7 +344,7 @@ static int job_start(struct job *job, wharf_loop *loop, int document)
 	int e = wharf_spawn(loop, WHARF_OPT(spawn, .argv = argv,
 		.port = WHARF_OPT(port, .ops = &ops, .user = job,
 			.open_timeout_ns = job->trial->timeout_ns,
-			.untrusted = !job->trial->in_place, /* private copies: a child cannot alter what is being checked */
+			.untrusted = !job->trial->in_place, /* private copies: nobody alters what is being checked */
 			.rx_fds_max = 0,
 			.rx_calls_max = 1,
 			.rx_streams_max = 1,
@@ -407,8 +412,8 @@ int main(int argc, char **argv)
 	unsigned fds_left = count_fds() - n_fds;
 	bool child_left = waitpid(-1, NULL, WNOHANG) >= 0;
 	close(document);
-	printf("%u of %d ended otherwise than they should; left behind: %u descriptors, %s\n", n_wrong, TRIALS, fds_left,
-		child_left ? "a child" : "no child");
+	printf("%u of %d ended otherwise than they should; left behind: %u descriptors, %s\n", n_wrong, TRIALS,
+		fds_left, child_left ? "a child" : "no child");
 	if (e < 0)
 		fprintf(stderr, "sandbox: %s\n", strerror(-e));
 	return e < 0 || n_wrong || fds_left || child_left ? EXIT_FAILURE : EXIT_SUCCESS;
