@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: MIT */
-/* A pipeline: threads fill buffers, one loop sends them, another process's threads consume and release them. */
+/*
+ * A pipeline: threads fill buffers and post them, one loop sends them, another process's loop receives them, and its
+ * threads consume and release them. When those are slow, the encoders wait: each stage holds so much and no more.
+ */
 #include <errno.h>
 #include <inttypes.h>
 #include <pthread.h>
@@ -20,7 +23,6 @@
 enum {
 	FRAME = 1,              /* struct frame_head, then words */
 	ENCODERS = 3,
-	FRAMES_EACH = 400,
 	FRAME_WORDS_MAX = 128 << 10, /* 1 MiB */
 	SINKS = 2,
 	QUEUE_HIGH = 48,        /* taken messages hold the producer's memory: bound them */
@@ -28,6 +30,8 @@ enum {
 	APP_NO_MEMORY = 1,
 	APP_NONSENSE = 2,
 };
+
+static uint32_t frames_each = 60;
 
 struct frame_head {
 	uint32_t encoder;
@@ -93,7 +97,7 @@ static void *encoder_main(void *arg)
 {
 	struct producer *p = arg;
 	uint32_t encoder = atomic_fetch_add(&p->next_encoder, 1);
-	for (uint32_t number = 0; number < FRAMES_EACH; number++) {
+	for (uint32_t number = 0; number < frames_each; number++) {
 		int e = encoder_post(p, encoder, number);
 		if (e < 0) {
 			fprintf(stderr, "encoder %" PRIu32 ": frame %" PRIu32 ": %s\n", encoder, number, strerror(-e));
@@ -130,8 +134,9 @@ static const struct wharf_port_ops producer_ops = {
 
 static int producer_start(struct producer *p)
 {
-	char self[] = "/proc/self/exe", word[] = "--consume";
-	char *argv[] = { self, word, NULL };
+	char self[] = "/proc/self/exe", word[] = "--consume", number[16];
+	char *argv[] = { self, word, number, NULL };
+	snprintf(number, sizeof number, "%" PRIu32, frames_each);
 	int e = wharf_loop_new(NULL, &p->loop);
 	if (e >= 0)
 		e = wharf_pool_new(WHARF_OPT(pool, .name = "frames"), &p->pool);
@@ -302,10 +307,17 @@ static int consume(void)
 	printf("%u frames consumed, %u wrong\n", atomic_load(&c.frames), atomic_load(&c.wrong));
 	if (e < 0)
 		fprintf(stderr, "consumer: %s\n", strerror(-e));
-	return e < 0 || c.wrong || c.frames != ENCODERS * FRAMES_EACH ? EXIT_FAILURE : EXIT_SUCCESS;
+	return e < 0 || c.wrong || c.frames != ENCODERS * frames_each ? EXIT_FAILURE : EXIT_SUCCESS;
 }
 
 int main(int argc, char **argv)
 {
-	return argc > 1 && !strcmp(argv[1], "--consume") ? consume() : produce();
+	bool consumer = argc == 3 && !strcmp(argv[1], "--consume");
+	if (argc > 1)
+		frames_each = (uint32_t)strtoul(argv[argc - 1], NULL, 0);
+	if ((argc > 2 && !consumer) || !frames_each) {
+		printf("usage: pipeline [frames of each encoder]\n");
+		return argc == 2 && !strcmp(argv[1], "-h") ? EXIT_SUCCESS : EXIT_FAILURE;
+	}
+	return consumer ? consume() : produce();
 }
