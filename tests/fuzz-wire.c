@@ -144,7 +144,7 @@ static uint32_t verify_record(const struct wh_record *r, const struct wh_frame *
 	}
 	case WH_RECORD_CANCEL: {
 		const struct wh_cancel *c = (const struct wh_cancel *)r;
-		REQUIRE(r->size == sizeof *c && c->call && c->code - 1 < 4);
+		REQUIRE(r->size == sizeof *c && c->call && c->code - 1 < 5);
 		return 0;
 	}
 	case WH_RECORD_CREDIT: {
