@@ -49,7 +49,8 @@ struct wh_outmsg_room {
 
 /*
  * Fills the message from what the application gave; of `m` it reads flow, first, last, end, delegated and, for streams,
- * total and position. pool: as in wharf_buf.opaque; 0: any. Any thread. 0; -EINVAL; -EXDEV; -EOPNOTSUPP; -EMSGSIZE.
+ * total and position. pool: as in wharf_buf.opaque; 0: any, for what is copied. Any thread. 0; -EINVAL; -EXDEV;
+ * -EOPNOTSUPP; -EMSGSIZE.
  */
 int wh_outmsg_read(uint64_t pool, const struct wharf_out *out, struct wh_outmsg *m, struct wh_outmsg_room *room);
 void wh_out_empty(const struct wharf_out *out); /* accepted: its buffers are ours */

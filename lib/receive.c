@@ -258,6 +258,7 @@ static void hold(
 	struct wharf_port *port, const struct wh_record *from, const struct wh_frame *frame, struct wh_rx *rx)
 {
 	struct wh_held *held;
+	struct wh_rx told;
 
 	if (!must_wait(from, frame, rx)) {
 		handle_controls_from(port, from, wh_frame_end(frame), rx);
@@ -265,10 +266,6 @@ static void hold(
 	}
 	if (port->n_held > WH_WINDOW_MAX) {
 		wh_port_violation(port, "it sends more frames than its window");
-		return;
-	}
-	if (port->n_held_fds + rx->n_fds > WH_WIRE_FDS_MAX) {
-		wh_port_violation(port, "it sends more descriptors than may be unread");
 		return;
 	}
 	held = aligned_alloc(64, wh_align_up(sizeof(*held) + frame->size, 64));
@@ -288,10 +285,18 @@ static void hold(
 	held->last_call = last_call(held);
 	wh_list_append(&port->held, &held->link);
 	port->n_held++;
-	port->n_held_fds += held->n_fds;
 	/* An end that the frame tells is of messages before it, which are held by now. */
-	handle_controls_from(port, (const struct wh_record *)(held->frame + held->offset), wh_frame_end(held->frame),
-		&(struct wh_rx){ .sent_ns = rx->sent_ns, .fds = held->fds, .n_fds = held->n_fds });
+	told = (struct wh_rx){ .sent_ns = rx->sent_ns, .fds = held->fds, .n_fds = held->n_fds };
+	handle_controls_from(
+		port, (const struct wh_record *)(held->frame + held->offset), wh_frame_end(held->frame), &told);
+	/* Those of an announcement are of no more use. */
+	if (!told.n_fds) {
+		wh_fds_close(held->fds, held->n_fds);
+		held->n_fds = 0;
+	}
+	port->n_held_fds += held->n_fds;
+	if (port->n_held_fds > WH_WIRE_FDS_MAX)
+		wh_port_violation(port, "it sends more descriptors than may be unread");
 	wh_port_schedule_held(port);
 }
 

@@ -190,6 +190,31 @@ Test(hostile_pause, a_port_that_may_have_more_descriptors_unread_sends_no_more)
 	pair_free(&p);
 }
 
+Test(hostile_pause, announcements_do_not_count_among_them)
+{
+	int fds[50];
+	struct wharf_out out = { .fds = fds, .n_fds = 50 };
+
+	for (int i = 0; i < 50; i++)
+		fds[i] = STDERR_FILENO;
+	pair_open(&p, NULL, WHARF_OPT(port, .rx_fds_max = 253));
+	cr_assert_eq(wharf_port_pause(p.b.port), 0);
+	for (int i = 0; i < 6; i++) {
+		out.n_fds = i < 5 ? 50 : 3;
+		cr_assert_eq(wharf_send(p.a.port, &out), 0);
+		settle(p.loop);
+	}
+	struct wharf_buf b;
+	cr_assert_eq(wharf_buf_claim(wharf_port_pool(p.a.port), 1000, &b), 0);
+	cr_assert_eq(wharf_send_buf(p.a.port, 1, &b), 0);
+	settle(p.loop);
+	cr_assert_eq(p.b.n_closed, 0, "%s", p.b.reason_text);
+	cr_assert_eq(wharf_port_resume(p.b.port), 0);
+	settle(p.loop);
+	cr_assert_eq(p.b.n_messages, 7);
+	pair_free(&p);
+}
+
 /* ---- Pausing at the end ---- */
 
 static struct wharf_msg *kept;
