@@ -598,7 +598,7 @@ enum {
 	WHARF_MSG_FDS_LOST = 1u << 0,
 	WHARF_MSG_TAKEN = 1u << 1,    /* made by wharf_msg_take: lives until released */
 	WHARF_MSG_FRAGMENT = 1u << 2, /* a piece of a larger message, as it arrived: WHARF_PORT_PIECES */
-	WHARF_MSG_LAST = 1u << 3,     /* its stream or call, or the message that it is a piece of, ends with it */
+	WHARF_MSG_LAST = 1u << 3,     /* its stream or call ends with it; a piece of a plain message: that message */
 	WHARF_MSG_DELEGATED = 1u << 4, /* a request that is answered through its first descriptor: wharf_call_adopt */
 	/* made by wharf_port_pass: no bytes, one descriptor, which wharf_open takes, of this or of another loop */
 	WHARF_MSG_PORT = 1u << 5,

@@ -22,7 +22,8 @@ uint32_t wh_call_progress(const struct wh_call *call)
 		return wh_call_progress(call->other);
 	if (flow->kind == WH_FLOW_ANSWER)
 		return WHARF_MAYBE_SEEN;
-	if (!flow->out.first_ordinal || call->unaccepted || (port->said_last_call && wh_call_is_newer(flow->id, port->last_call)))
+	if (!flow->out.first_ordinal || call->unaccepted ||
+		(port->said_last_call && wh_call_is_newer(flow->id, port->last_call)))
 		return WHARF_NOT_SEEN;
 	/* Frames of a live port leave, whatever becomes of what is in them; and one that the engine has may have left. */
 	if (port->state < WH_PORT_ENDING)

@@ -190,7 +190,10 @@ static void deliver_in_place(struct wh_flow *flow, const struct wh_record *r, co
 	m.pub.total_bytes = m.pub.size;
 	if (a) {
 		m.pub.type = a->type;
-		m.pub.flags |= WHARF_MSG_FRAGMENT | (r->flags & WH_RECORD_LAST ? WHARF_MSG_LAST : 0);
+		m.pub.flags |= WHARF_MSG_FRAGMENT;
+		/* Of a call only its end is the last: its messages have a length. */
+		if (r->flags & WH_RECORD_LAST && flow->kind != WH_FLOW_CALL && flow->kind != WH_FLOW_ANSWER)
+			m.pub.flags |= WHARF_MSG_LAST;
 		m.pub.total_bytes = a->total_bytes;
 		m.pub.position_bytes = a->position_bytes - m.pub.size;
 	}
