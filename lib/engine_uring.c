@@ -182,6 +182,7 @@ static void prepare(struct wh_engine *engine, struct wh_link *link, uint32_t req
 {
 	switch (request) {
 	case REQUEST_RECEIVE:
+		link->state &= ~(uint32_t)FED;
 		if (engine->multishot) {
 			io_uring_prep_recvmsg_multishot(sqe, link->fd, (struct msghdr *)(uintptr_t)&receive_header,
 				MSG_CMSG_CLOEXEC);
@@ -234,13 +235,30 @@ static bool issue(struct wh_engine *engine, struct wh_link *link)
 }
 
 /*
- * As many starved links as there are buffers try again, the longest waiting first. Those that find them taken queue up
- * behind the others; with no buffer free nobody tries, so there is no storm.
+ * The longest waiting try again. Each may take one buffer, or some thirty: how many are let in follows from whether the
+ * last ones all found some. With no buffer free nobody tries, and few only together with many, so there is no storm.
  */
 static void feed_starved(struct wh_engine *engine)
 {
-	for (uint32_t n = engine->rx_n - engine->rx_lent; n && !wh_list_empty(&engine->starved); n--)
-		wh_uring_want_receive(wh_container_of(wh_list_take_first(&engine->starved), struct wh_link, wait));
+	uint32_t free = engine->rx_n - engine->rx_lent;
+
+	if (!free || (engine->n_events && free < engine->rx_n / 2))
+		return;
+	if (engine->tried_in_vain)
+		engine->ration /= 2;
+	else
+		engine->ration = (uint32_t)wh_min(2 * engine->ration, engine->rx_n);
+	engine->ration += !engine->ration;
+	engine->tried_in_vain = false;
+	for (size_t n = wh_min(engine->ration, free); n; n--) {
+		struct wh_list *first = wh_list_take_first(&engine->unfed);
+
+		if (!first)
+			first = wh_list_take_first(&engine->starved);
+		if (!first)
+			break;
+		wh_uring_want_receive(wh_container_of(first, struct wh_link, wait));
+	}
 }
 
 static void arm_wake(struct wh_engine *engine)
@@ -259,7 +277,7 @@ static void flush(struct wh_engine *engine)
 {
 	if (wh_unlikely(!engine->wake_armed))
 		arm_wake(engine);
-	if (wh_unlikely(!wh_list_empty(&engine->starved)))
+	if (wh_unlikely(wh_uring_hungry(engine)))
 		feed_starved(engine);
 	while (!wh_list_empty(&engine->todo)) {
 		struct wh_link *link = wh_container_of(engine->todo.next, struct wh_link, todo);
@@ -280,6 +298,11 @@ static int give_up(struct wh_engine *engine)
 	return engine->broken;
 }
 
+static bool more_to_come(const struct wh_engine *engine)
+{
+	return wh_uring_kernel_waits(engine) || (!engine->n_events && wh_uring_hungry(engine));
+}
+
 int wh_engine_turn(struct wh_engine *engine, int64_t timeout_ns)
 {
 	if (!engine->enabled && !engine->broken)
@@ -293,7 +316,8 @@ int wh_engine_turn(struct wh_engine *engine, int64_t timeout_ns)
 	if (timeout_ns != 0 || io_uring_sq_ready(&engine->ring) || wh_uring_kernel_waits(engine))
 		wh_uring_enter(engine, timeout_ns, true);
 	wh_uring_harvest(engine);
-	for (int n = TASK_WORK_ROUNDS; n && !engine->broken && wh_uring_kernel_waits(engine); n--) {
+	for (int n = TASK_WORK_ROUNDS; n && !engine->broken && more_to_come(engine); n--) {
+		flush(engine);
 		wh_uring_enter(engine, 0, true);
 		wh_uring_harvest(engine);
 	}
@@ -319,5 +343,6 @@ int wh_engine_submit(struct wh_engine *engine)
 
 bool wh_engine_busy(const struct wh_engine *engine)
 {
-	return engine->n_events || io_uring_cq_ready(&engine->ring) || wh_uring_kernel_waits(engine);
+	return engine->n_events || io_uring_cq_ready(&engine->ring) || wh_uring_kernel_waits(engine)
+		|| wh_uring_hungry(engine);
 }

@@ -47,6 +47,7 @@ enum {
 	ENDED = 1 << 3,        /* EOF or ERROR was queued */
 	DETACHING = 1 << 4,
 	LISTENING = 1 << 5,    /* link->accepts is there */
+	FED = 1 << 6,          /* has got a frame since it last asked for some */
 };
 
 /* Bits of wh_link.wanted and .armed. A cancellation is wanted per request, in the upper half. */
@@ -78,11 +79,15 @@ struct wh_engine {
 	bool multishot;            /* recvmsg takes buffers by itself; else they are taken from spare, after a poll */
 	pthread_t owner;           /* who took the first turn */
 	uint64_t n_enters;
+	uint64_t n_starved;        /* times that a link found no buffer */
 	uint32_t n_links;
 	uint32_t n_events;         /* queued */
 	struct wh_list events;
 	struct wh_list todo;       /* links with requests to submit */
-	struct wh_list starved;    /* links that want to receive, but there was no buffer */
+	struct wh_list unfed;      /* links that want to receive, but there was no buffer: before the others that starve */
+	struct wh_list starved;    /* the same, but they have got some frames before */
+	uint32_t ration;           /* how many of them try again at once */
+	bool tried_in_vain;        /* some of those got nothing */
 	struct wh_list detaching;  /* links that wait for their last completion */
 	bool orphans;              /* the kernel may still write to the buffers */
 
@@ -129,6 +134,12 @@ static inline void wh_uring_buffer_give(struct wh_engine *engine, uint32_t index
 static inline bool wh_uring_kernel_waits(const struct wh_engine *engine)
 {
 	return IO_URING_READ_ONCE(*engine->ring.sq.kflags) & (IORING_SQ_TASKRUN | IORING_SQ_CQ_OVERFLOW);
+}
+
+/* There are buffers, and links that have not been told: nothing of the kernel's will bring that to mind. */
+static inline bool wh_uring_hungry(const struct wh_engine *engine)
+{
+	return engine->rx_lent < engine->rx_n && !(wh_list_empty(&engine->unfed) && wh_list_empty(&engine->starved));
 }
 
 /* Events live in what they report on: nothing to allocate, nothing to overflow. */

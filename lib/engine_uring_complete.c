@@ -18,6 +18,7 @@ static void frame_arrived(struct wh_engine *engine, struct wh_link *link, uint32
 		wh_uring_discard_frame(engine, index);
 		return;
 	}
+	link->state |= FED;
 	slot->node.source = FROM_SLOT;
 	wh_uring_queue_node(engine, &slot->node);
 	engine->n_events++;
@@ -46,8 +47,12 @@ static void empty_arrived(struct wh_engine *engine, struct wh_link *link, uint32
 
 static void starve(struct wh_engine *engine, struct wh_link *link)
 {
+	bool fed = link->state & FED;
+
+	engine->n_starved++;
+	engine->tried_in_vain |= !fed;
 	if ((link->state & (RECEIVING | DETACHING)) == RECEIVING && !wh_list_linked(&link->wait))
-		wh_list_append(&engine->starved, &link->wait);
+		wh_list_append(fed ? &engine->starved : &engine->unfed, &link->wait);
 }
 
 static void receive_failed(struct wh_engine *engine, struct wh_link *link, int error)

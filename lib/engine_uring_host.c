@@ -112,7 +112,7 @@ int wh_engine_sleep(struct wh_engine *engine, int64_t deadline_ns, bool now)
 		arm_deadline(engine, deadline_ns);
 	}
 	r = wh_engine_submit(engine);
-	now |= !engine->enabled || r < 0 || engine->n_events || !wh_list_empty(&engine->todo);
+	now |= !engine->enabled || r < 0 || engine->n_events || !wh_list_empty(&engine->todo) || wh_uring_hungry(engine);
 	/* The timeout may have been harvested just now, or found no room. */
 	now |= deadline_ns >= 0 && engine->deadline_ns > deadline_ns;
 	engine->event_fd_used = true;

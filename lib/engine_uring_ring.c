@@ -179,6 +179,7 @@ int wh_engine_open(const struct wh_engine_config *config, struct wh_engine **ret
 	engine->deadline_ns = INT64_MAX;
 	wh_list_init(&engine->events);
 	wh_list_init(&engine->todo);
+	wh_list_init(&engine->unfed);
 	wh_list_init(&engine->starved);
 	wh_list_init(&engine->detaching);
 	wh_list_init(&engine->rx_spare);

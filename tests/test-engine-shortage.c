@@ -78,6 +78,124 @@ ENGINE_TEST(every_starved_link_has_its_turn)
 	wh_engine_close(engine);
 }
 
+ENGINE_TEST(starved_links_without_data_do_not_keep_one_with_data_waiting)
+{
+	enum { LINKS = 40, BUFFERS = 2 };
+	struct wh_engine *engine = open_small(rung, BUFFERS);
+	struct wh_link flood, links[LINKS];
+	struct wh_event held[BUFFERS], event;
+	int peer = open_link(engine, &flood), peers[LINKS];
+
+	for (uint32_t i = 0; i < BUFFERS; i++)
+		cr_assert_eq(put_number(peer, i, 10), 0);
+	for (int i = 0; i < BUFFERS; i++)
+		await(engine, WH_EVENT_FRAME, &held[i]);
+	/* All of these find no buffer, though they have no data either. */
+	for (int i = 0; i < LINKS; i++)
+		peers[i] = open_link(engine, &links[i]);
+	for (int i = 0; i < 10; i++)
+		cr_assert_eq(wh_engine_turn(engine, 0), 0);
+	cr_assert_eq(put_number(peers[LINKS - 1], 7, 10), 0);
+	for (int i = 0; i < BUFFERS; i++)
+		wh_engine_frame_done(engine, &held[i]);
+	/* Nobody but the engine can know that there is something to wait for: this must not sleep before it has asked. */
+	for (int i = 0; i < LINKS && !wh_engine_next(engine, &event); i++)
+		cr_assert_geq(wh_engine_turn(engine, i < LINKS - 1 ? -1 : 0), 0);
+	cr_assert_eq(event.kind, WH_EVENT_FRAME);
+	cr_assert_eq(event.link, &links[LINKS - 1]);
+	wh_engine_frame_done(engine, &event);
+	for (int i = 0; i < LINKS; i++) {
+		detach(engine, &links[i]);
+		close(peers[i]);
+	}
+	detach(engine, &flood);
+	close(peer);
+	wh_engine_close(engine);
+}
+
+/* Returns how many frames of floods came before the one that all wait for. */
+static int frames_before_the_first_of(struct wh_engine *engine, struct wh_link *quiet, const int *floods, int n_floods)
+{
+	struct wh_event event;
+
+	for (int n = 0;; n++) {
+		bool found;
+
+		for (int i = 0; i < n_floods; i++)
+			while (put_number(floods[i], 0, 200) == 0)
+				;
+		cr_assert(next_event(engine, &event));
+		cr_assert_eq(event.kind, WH_EVENT_FRAME);
+		found = event.link == quiet;
+		wh_engine_frame_done(engine, &event);
+		if (found)
+			return n;
+	}
+}
+
+/* Sockets hold more than a hundred of these, and are filled up again after each. */
+ENGINE_TEST(flood_that_never_ends_does_not_starve_the_others)
+{
+	enum { FLOODS = 5, BUFFERS = 8, FILL = 40 }; /* a multishot takes some 33 at once */
+	struct wh_engine *engine = open_small(rung, BUFFERS);
+	struct wh_link floods[FLOODS], quiet;
+	struct wh_event event;
+	int peers[FLOODS], peer;
+
+	for (int i = 0; i < FLOODS; i++)
+		peers[i] = open_link(engine, &floods[i]);
+	peer = open_link(engine, &quiet);
+	cr_assert_eq(wh_engine_turn(engine, 0), 0);
+	for (int i = 0; i < 20; i++) {
+		cr_assert_eq(put_number(peer, 7, 10), 0);
+		cr_assert_leq(frames_before_the_first_of(engine, &quiet, peers, FLOODS), (FLOODS + 1) * FILL);
+	}
+	wh_engine_detach(engine, &quiet);
+	for (int i = 0; i < FLOODS; i++)
+		wh_engine_detach(engine, &floods[i]);
+	while (engine->n_links) {
+		cr_assert(next_event(engine, &event));
+		if (event.kind == WH_EVENT_FRAME)
+			wh_engine_frame_done(engine, &event);
+	}
+	for (int i = 0; i < FLOODS; i++)
+		close(peers[i]);
+	close(peer);
+	wh_engine_close(engine);
+}
+
+/* What is asked of the kernel in vain is work that grows with the number of links, when there is most to do already. */
+ENGINE_TEST(many_links_share_few_buffers_without_asking_in_vain)
+{
+	enum { LINKS = 200, EACH = 60, BUFFERS = 32 };
+	struct wh_engine *engine = open_small(rung, BUFFERS);
+	static struct wh_link links[LINKS];
+	uint32_t n_received[LINKS] = { 0 };
+	struct wh_event event;
+	int peers[LINKS];
+
+	for (int i = 0; i < LINKS; i++) {
+		peers[i] = open_link(engine, &links[i]);
+		for (uint32_t n = 0; n < EACH; n++)
+			cr_assert_eq(put_number(peers[i], n, 10), 0);
+	}
+	for (int n = 0; n < LINKS * EACH; n++) {
+		cr_assert(next_event(engine, &event));
+		cr_assert_eq(event.kind, WH_EVENT_FRAME);
+		size_t i = (size_t)(event.link - links);
+
+		cr_assert_eq(number_of(&event), n_received[i]);
+		n_received[i]++;
+		wh_engine_frame_done(engine, &event);
+	}
+	cr_assert_leq(engine->n_starved, LINKS * EACH / 4, "%lu times for %d frames", engine->n_starved, LINKS * EACH);
+	for (int i = 0; i < LINKS; i++) {
+		detach(engine, &links[i]);
+		close(peers[i]);
+	}
+	wh_engine_close(engine);
+}
+
 ENGINE_TEST(completion_queue_that_overflows_loses_nothing)
 {
 	enum { LINKS = 40, EACH = 30 };
