@@ -15,6 +15,7 @@
 
 enum {
 	RX_BUFFERS = 64, /* 2 MiB of frames in the kernel's hands; more did not help the throughput of one port */
+	WAITING_PER_TURN = 16, /* that are tried though the kernel has not said that there is room */
 	EVENTS_PER_TURN =
 		1024, /* what sends inside callbacks complete is harvested into the same queue: a turn must end */
 };
@@ -244,14 +245,15 @@ static void flush_dirty(struct wharf_loop *loop)
 		wh_port_flush(wh_container_of(node, struct wharf_port, dirty));
 }
 
-/* POLLOUT comes only when three quarters of the socket have drained: a turn that happens anyway tries before. */
+/*
+ * POLLOUT comes only when three quarters of the socket have drained: a turn that happens anyway tries before. A few in
+ * turns, so that what a turn costs does not grow with the ports that wait.
+ */
 static void flush_waiting(struct wharf_loop *loop)
 {
-	struct wh_list waiting, *node;
+	struct wh_list *node;
 
-	wh_list_init(&waiting);
-	wh_list_splice(&waiting, &loop->waiting);
-	while ((node = wh_list_take_first(&waiting)))
+	for (int n = WAITING_PER_TURN; n && (node = wh_list_take_first(&loop->waiting)); n--)
 		wh_port_flush(wh_container_of(node, struct wharf_port, waiting));
 }
 

@@ -53,6 +53,55 @@ Test(port_full, the_first_frame_of_a_port_may_find_the_socket_full)
 	apart_free(&q);
 }
 
+static uint64_t count_refusals(const struct end *ends, int n)
+{
+	uint64_t refusals = 0;
+
+	for (int i = 0; i < n; i++)
+		refusals += stats_of(ends[i].port).tx_socket_full;
+	return refusals;
+}
+
+Test(port_full, what_a_turn_costs_does_not_grow_with_the_ports_that_wait)
+{
+	enum { N = 60, TURNS = 20, TRIES = 20 };
+	static struct end ends[N];
+	static int peers[N];
+	static unsigned n_fillers_of[N];
+	struct raw_read read;
+	uint64_t before;
+
+	apart_half(&q, NULL, NULL);
+	cr_assert(raw_say_hello(q.fds[1], NULL));
+	for (int i = 0; i < N; i++) {
+		int fds[2];
+
+		cr_assert_eq(wharf_pair(fds), 0);
+		apart_end(q.loop_a, fds[0], &ends[i], NULL);
+		n_fillers_of[i] = fill_socket(fds[0]);
+		peers[i] = fds[1];
+	}
+	apart_settle(&q);
+	before = count_refusals(ends, N);
+	cr_assert_geq(before, N);
+	for (int i = 0; i < TURNS; i++) {
+		cr_assert(raw_wake(q.fds[1]));
+		cr_assert_geq(wharf_loop_step(q.loop_a, -1), 0);
+	}
+	cr_assert_leq(count_refusals(ends, N) - before, TURNS * TRIES);
+	/* Each leaves when there is room, whoever is tried in between. */
+	for (int i = 0; i < N; i++)
+		empty_socket(peers[i], n_fillers_of[i]);
+	apart_settle(&q);
+	for (int i = 0; i < N; i++) {
+		cr_assert(raw_receive(peers[i], &read));
+		cr_assert_eq(wh_frame_first(read.bytes)->kind, WH_RECORD_HELLO);
+		close(peers[i]);
+	}
+	close(q.fds[1]);
+	apart_free(&q);
+}
+
 /* A port whose socket is full, and a message of a buffer and a descriptor that it cannot send. */
 static wharf_pool *stuck_pool;
 static struct raw_holder stuck_holder;
