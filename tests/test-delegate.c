@@ -13,16 +13,13 @@
 #include "raw.h"
 
 TestSuite(delegate, .timeout = 60);
-
 #define SEC INT64_C(1000000000)
-
 static struct pair p;
 static struct end c; /* who answers */
 static struct side caller, answerer;
 static wharf_loop *c_loop;
 static bool adopts;
 static int kept_fd;
-
 static int adopt(struct side *side, wharf_port *port)
 {
 	side->port = port;
