@@ -125,7 +125,7 @@ void wh_calls_run_ends(struct wharf_port *port)
 			settle(call);
 		if (call->on_end)
 			call->on_end(port, wh_call_handle(&call->flow), &call->end, call->user);
-		wh_flow_unref(&call->flow);
+		wh_call_retire(&call->flow);
 	}
 }
 

@@ -9,6 +9,7 @@ enum {
 	TABLE_SLOTS_MIN = 8,
 	EARLY_FLOWS = 64, /* of each kind, before the peer has said how many it takes */
 	EARLY_CREDIT_BYTES = 65536,
+	SPARE_CALLS_MAX = 256, /* 96 KiB: about as many as a frame of small replies ends */
 };
 
 static uint32_t index_bits(enum wh_flow_kind kind)
@@ -40,6 +41,43 @@ void wh_flow_unref(struct wh_flow *flow)
 {
 	if (atomic_fetch_sub_explicit(&flow->refs, 1, memory_order_acq_rel) == 1)
 		wh_loop_dealloc(flow->port->source.loop, flow);
+}
+
+void wh_call_retire(struct wh_flow *flow)
+{
+	struct wharf_loop *loop = flow->port->source.loop;
+
+	if (atomic_fetch_sub_explicit(&flow->refs, 1, memory_order_acq_rel) != 1)
+		return;
+	if (loop->n_spare_calls == SPARE_CALLS_MAX) {
+		wh_loop_dealloc(loop, flow);
+		return;
+	}
+	wh_list_prepend(&loop->spare_calls, &flow->farewells);
+	loop->n_spare_calls++;
+}
+
+void wh_calls_free_spare(struct wharf_loop *loop)
+{
+	struct wh_list *node;
+
+	while ((node = wh_list_take_first(&loop->spare_calls)))
+		wh_loop_dealloc(loop, wh_container_of(node, struct wh_flow, farewells));
+	loop->n_spare_calls = 0;
+}
+
+static struct wh_flow *allocate(struct wharf_loop *loop, enum wh_flow_kind kind, size_t bytes)
+{
+	bool call = kind == WH_FLOW_CALL || kind == WH_FLOW_ANSWER;
+	struct wh_list *node = call ? wh_list_take_first(&loop->spare_calls) : NULL;
+	struct wh_flow *flow;
+
+	if (!node)
+		return wh_loop_alloc(loop, bytes);
+	loop->n_spare_calls--;
+	flow = wh_container_of(node, struct wh_flow, farewells);
+	wh_assert(flow->bytes == bytes);
+	return flow;
 }
 
 bool wh_flow_idle(const struct wh_flow *flow)
@@ -102,7 +140,7 @@ int wh_flow_new(struct wharf_port *port, enum wh_flow_kind kind, size_t bytes, u
 	/* An index that the peer chooses is below its maximum; ours stay there, too. */
 	if (!table_grow(port, table, ours ? (uint32_t)wh_min((table->n + 1) * 2, max) : index_of(kind, id) + 1))
 		return -ENOMEM;
-	flow = wh_loop_alloc(port->source.loop, bytes);
+	flow = allocate(port->source.loop, kind, bytes);
 	if (!flow)
 		return -ENOMEM;
 	memset(flow, 0, bytes);

@@ -93,7 +93,7 @@ struct wh_flow {
 	uint32_t farewell_code;          /* enum wh_abort_code or enum wh_cancel_code */
 	uint32_t farewell_app_code;
 	uint64_t id;                     /* on the wire */
-	struct wh_list farewells;
+	struct wh_list farewells;        /* of one that is kept, on loop->spare_calls */
 	struct wh_outflow out;
 	struct wh_inflow in;
 	size_t bytes;                    /* of the whole structure */
@@ -113,6 +113,8 @@ static inline struct wh_flow *wh_flow_ref(struct wh_flow *flow)
 	return flow;
 }
 void wh_flow_unref(struct wh_flow *flow);
+void wh_call_retire(struct wh_flow *flow);        /* the same of a call, on the loop's thread: which keeps some of them */
+void wh_calls_free_spare(struct wharf_loop *loop);
 
 /* An embedded one, of the kind PLAIN, with one reference that is never dropped. */
 void wh_flow_init(struct wh_flow *flow, struct wharf_port *port, enum wh_flow_kind kind, uint64_t id);

@@ -25,6 +25,8 @@ static inline void wh_list_append(struct wh_list *list, struct wh_list *node)
 	list->previous = node;
 }
 
+static inline void wh_list_prepend(struct wh_list *list, struct wh_list *node) { wh_list_append(list->next, node); }
+
 static inline void wh_list_remove(struct wh_list *node)
 {
 	node->previous->next = node->next;

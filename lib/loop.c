@@ -140,6 +140,7 @@ int wharf_loop_new(const struct wharf_loop_options *options, wharf_loop **ret_lo
 	wh_list_init(&loop->ready);
 	wh_list_init(&loop->chores);
 	wh_list_init(&loop->ending);
+	wh_list_init(&loop->spare_calls);
 	pthread_mutex_init(&loop->kick_lock, NULL);
 	error = wh_engine_open(
 		&(struct wh_engine_config){ .rx_buffers = o.rx_buffers, .frame_bytes_max = o.frame_bytes_max },
@@ -569,6 +570,7 @@ wharf_loop *wharf_loop_free(wharf_loop *loop)
 	wh_loop_run_kicks(loop);
 	wh_engine_close(engine);
 	wh_outframes_free(loop);
+	wh_calls_free_spare(loop);
 	loop->in_step = false;
 	wh_current_loop = NULL;
 	return wharf_loop_unref(loop);

@@ -72,6 +72,8 @@ struct wharf_loop {
 
 	struct wh_outframe *spare_frames;
 	uint32_t n_spare_frames;
+	struct wh_list spare_calls; /* flows that ended, of the size of a call: kept, as spare frames are */
+	uint32_t n_spare_calls;
 
 	struct wh_fork_hook fork_hook;
 	void *(*alloc)(size_t bytes, void *user);

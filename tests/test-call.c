@@ -188,3 +188,85 @@ Test(call, next_comes_behind_the_end_of_the_one_that_it_follows)
 	cr_assert_eq(q.b.n_messages, 2);
 	apart_free(&q);
 }
+
+/* ---- Memory ---- */
+
+static size_t n_allocs;
+
+static void *noting_alloc(size_t bytes, void *user)
+{
+	n_allocs++;
+	return counting_alloc(bytes, user);
+}
+
+static unsigned n_told;
+
+static void count_end(wharf_port *port, wharf_call_id id, const struct wharf_end *end, void *user)
+{
+	(void)port, (void)id, (void)user;
+	cr_assert_eq(end->reason, WHARF_END_LAST);
+	n_told++;
+}
+
+static void reply_at_once(struct end *end, const struct wharf_msg *msg)
+{
+	struct wharf_out out = text("answer", WHARF_LAST);
+	wharf_call_id id;
+
+	cr_assert_eq(wharf_call_take(end->port, msg, WHARF_OPT(answer, .on_end = count_end), &id), 0);
+	cr_assert_eq(wharf_reply(end->port, id, &out, 0), 0);
+}
+
+/* n calls at once, all of them answered. */
+static void have_answered(unsigned n)
+{
+	struct wharf_out out = text("question", WHARF_LAST);
+	wharf_call_id id;
+
+	n_told = 0;
+	for (unsigned i = 0; i < n; i++)
+		cr_assert_eq(wharf_call(p.a.port, &out, WHARF_OPT(call, .on_end = count_end), &id), 0);
+	settle(p.loop);
+	cr_assert_eq(n_told, 2 * n);
+}
+
+static void start_counted(void)
+{
+	int fds[2];
+
+	memset(&p, 0, sizeof(p));
+	cr_assert_eq(wharf_loop_new(WHARF_OPT(loop, .alloc = noting_alloc, .free = counting_free), &p.loop), 0);
+	cr_assert_eq(wharf_pair(fds), 0);
+	cr_assert_eq(wharf_open(p.loop, fds[0], WHARF_OPT(port, .ops = &end_ops, .user = &p.a), &p.a.port), 0);
+	cr_assert_eq(wharf_open(p.loop, fds[1], WHARF_OPT(port, .ops = &end_ops, .user = &p.b), &p.b.port), 0);
+	p.b.on_message = reply_at_once;
+	settle(p.loop);
+}
+
+Test(call, that_ended_leaves_its_memory_to_the_next)
+{
+	size_t before;
+
+	start_counted();
+	/* Until each index has been used: the tables grow. */
+	for (unsigned i = 0; i < 10; i++)
+		have_answered(10);
+	before = n_allocs;
+	have_answered(10);
+	cr_assert_eq(n_allocs, before);
+	wharf_loop_free(p.loop);
+	cr_assert_eq(n_counted, 0);
+}
+
+Test(call, memory_is_kept_of_some_that_ended_only)
+{
+	size_t kept;
+
+	start_counted();
+	have_answered(400);
+	kept = n_counted;
+	have_answered(800);
+	cr_assert_eq(n_counted, kept);
+	wharf_loop_free(p.loop);
+	cr_assert_eq(n_counted, 0);
+}
