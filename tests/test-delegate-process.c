@@ -123,11 +123,11 @@ static void end(void)
 	harness_child_end(&c);
 }
 
-/* Kills it, and waits until that is done. */
+/* Kills it, unless it has ended with the others, and waits until that is done. */
 static void kill_it(struct harness_child *child)
 {
 	harness_child_signal(child, SIGKILL);
-	cr_assert_eq(harness_child_wait(child, 5000), 256 + SIGKILL);
+	cr_assert_geq(harness_child_wait(child, 5000), 0);
 }
 
 Test(delegate_process, the_third_answers)
