@@ -119,7 +119,7 @@ static void maybe_take(const struct wharf_msg *msg)
 {
 	struct wharf_msg **slot = &taken[below(8)];
 
-	if (below(4))
+	if (over || below(4))
 		return;
 	wharf_msg_release(*slot);
 	*slot = wharf_msg_take(msg);
@@ -396,6 +396,12 @@ static void with_a_request(void)
 	}
 }
 
+/* Its port may be asked. */
+static bool is_there(const struct answer *a)
+{
+	return a->port && a->id && (a->request->delegated || a->port == ports[0] || a->port == ports[1]);
+}
+
 static void with_an_answer(void)
 {
 	struct answer *a = n_answers ? &answers[below(n_answers)] : NULL;
@@ -403,7 +409,7 @@ static void with_an_answer(void)
 	uint32_t status = 0;
 	int error;
 
-	if (!a || !a->port || !a->id || (a->port != ports[0] && a->port != ports[1] && !a->request->delegated))
+	if (!a || !is_there(a))
 		return;
 	switch (below(8)) {
 	case 0:
@@ -512,7 +518,7 @@ static void finish(bool in_good_order)
 		if (ports[requests[i].side])
 			(void)wharf_call_resume(requests[i].port, requests[i].id);
 	for (unsigned i = 0; i < n_answers; i++)
-		if (answers[i].port && answers[i].id) {
+		if (is_there(&answers[i])) {
 			(void)wharf_call_resume(answers[i].port, answers[i].id);
 			if (CALLED(wharf_call_refuse(answers[i].port, answers[i].id, 2)) == 0)
 				answers[i].refused = true;
