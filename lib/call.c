@@ -233,6 +233,12 @@ void wh_call_writable(struct wh_flow *flow)
 		call->on_writable(flow->port, wh_call_handle(flow), call->user);
 }
 
+void wh_call_no_room(struct wh_flow *flow)
+{
+	wh_call_finish(wh_call_of(flow), (struct wharf_end){ .reason = WHARF_END_ERROR, .error = ENOBUFS },
+		flow->kind == WH_FLOW_CALL ? WH_CANCEL_CALLER : WH_CANCEL_REFUSED);
+}
+
 /* ---- Calling ---- */
 
 static void on_deadline(struct wh_deadline *deadline)

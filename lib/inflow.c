@@ -347,6 +347,8 @@ static const char *take_piece(struct wh_flow *flow, const struct wh_record *r, c
 	if (!assembly_reserve(flow, a->total_bytes == UINT64_MAX ? a->position_bytes + bytes : a->total_bytes)) {
 		if (flow->kind == WH_FLOW_STREAM_IN)
 			abort_in(flow, WH_ABORT_ROOM);
+		else if (flow->kind != WH_FLOW_PLAIN)
+			wh_call_no_room(flow);
 		else
 			wh_port_end(port, WHARF_CLOSE_ERROR, ENOMEM, "no memory for a message in pieces");
 		wh_port_release_runs(port, r);

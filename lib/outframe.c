@@ -97,8 +97,10 @@ static bool may_leave(const struct wharf_port *port, const struct wh_outframe *f
 
 static bool farewells_due(const struct wharf_port *port)
 {
-	return !wh_list_empty(&port->farewells) &&
-		may_leave(port, NULL, wh_container_of(port->farewells.next, struct wh_flow, farewells));
+	for (const struct wh_list *node = port->farewells.next; node != &port->farewells; node = node->next)
+		if (may_leave(port, NULL, wh_container_of(node, struct wh_flow, farewells)))
+			return true;
+	return false;
 }
 
 bool wh_controls_due(const struct wharf_port *port)

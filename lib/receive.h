@@ -43,5 +43,6 @@ void wh_call_on_reply(struct wh_flow *flow, const struct wharf_msg *msg);
 void wh_call_on_last(struct wh_flow *flow, uint32_t status); /* behind the last reply */
 void wh_answer_on_request(struct wh_flow *flow, const struct wharf_msg *msg);
 void wh_call_on_cancel(struct wharf_port *port, const struct wh_cancel *cancel);
+void wh_call_no_room(struct wh_flow *flow); /* for a message in pieces */
 
 #endif

@@ -374,3 +374,47 @@ Test(call_flow, requests_wait_for_the_hello)
 	cr_assert_eq(p.a.n_writable, 1);
 	pair_free(&p);
 }
+
+/* ---- Too much at once ---- */
+
+static struct side crowd[3], served[3];
+static unsigned n_served;
+
+static void serve(struct end *end, const struct wharf_msg *msg)
+{
+	struct side *side = &served[n_served++];
+
+	side->port = end->port;
+	cr_assert_eq(wharf_call_take(end->port, msg,
+			     WHARF_OPT(answer, .on_message = side_on_message, .on_end = side_on_end, .user = side), &side->id),
+		0);
+}
+
+Test(call_flow, one_that_finds_no_room_for_its_pieces_ends_alone)
+{
+	static const char bytes[200000];
+	struct wharf_part part = { .bytes = bytes, .size = sizeof(bytes) };
+	struct wharf_out out = { .flags = WHARF_LAST, .parts = &part, .n_parts = 1 };
+	unsigned refused = 0;
+
+	memset(crowd, 0, sizeof(crowd));
+	memset(served, 0, sizeof(served));
+	n_served = 0;
+	pair_open(&p, WHARF_OPT(port, .flags = WHARF_PORT_INLINE),
+		WHARF_OPT(port, .rx_bytes_max = 250000, .rx_assembly_bytes_max = 450000));
+	p.b.on_message = serve;
+	for (unsigned i = 0; i < 3; i++) {
+		crowd[i].port = p.a.port;
+		cr_assert_eq(wharf_call(p.a.port, &out,
+				     WHARF_OPT(call, .on_end = side_on_end, .on_reply = side_on_message, .user = &crowd[i]),
+				     &crowd[i].id),
+			0);
+	}
+	settle(p.loop);
+	cr_assert_eq(p.a.n_closed + p.b.n_closed, 0, "%s", p.b.reason_text);
+	for (unsigned i = 0; i < 3; i++)
+		refused += crowd[i].n_ended && crowd[i].end.reason == WHARF_END_REFUSED;
+	cr_assert_eq(refused, 1, "%u: %u %u %u", refused, crowd[0].end.reason, crowd[1].end.reason, crowd[2].end.reason);
+	cr_assert_eq(n_served, 2, "the others arrived");
+	pair_free(&p);
+}
