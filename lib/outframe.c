@@ -267,8 +267,9 @@ static void frame_sent(struct wharf_port *port, struct wh_outframe *frame)
 		port->sent_ordinal = frame->ordinal;
 	if (frame->data) {
 		uint32_t n = frame->close_fds ? frame->tx.n_fds : 0;
-		port->window_bytes[port->frames_sent % WH_WINDOW_MAX] = frame->n_bytes;
-		port->bytes_unread += frame->n_bytes;
+		uint32_t bytes = (uint32_t)wh_min(frame->n_bytes, UINT32_MAX);
+		port->window_bytes[port->frames_sent % WH_WINDOW_MAX] = bytes;
+		port->bytes_unread += bytes;
 		port->window_fds[port->frames_sent++ % WH_WINDOW_MAX] = (uint8_t)n;
 		port->tx_fds_queued -= n;
 		port->tx_fds_framed -= n;

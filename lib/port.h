@@ -125,7 +125,7 @@ struct wharf_port {
 	uint32_t backoff_ns;
 	uint64_t frames_sent, frames_read_by_peer; /* data frames */
 	uint64_t bytes_unread;           /* payload of those between the two */
-	uint64_t window_bytes[WH_WINDOW_MAX]; /* of the last frames, by number modulo */
+	uint32_t window_bytes[WH_WINDOW_MAX]; /* of the last frames, by number modulo; at most UINT32_MAX each */
 	uint8_t window_fds[WH_WINDOW_MAX]; /* descriptors of the last frames, by number modulo */
 	struct wh_deadline retry;
 
