@@ -3,7 +3,7 @@
  * wharf: messages between processes of one Linux machine, without copying their bulk data.
  *
  * The header is in the order in which a program meets things: returns, options, loop, pool and buffers, ports,
- * sending, receiving, closing, opening; then what is planned (WHARF_DRAFT).
+ * sending, receiving, closing, opening.
  *
  * Returns
  *   A function that can fail returns int: 0 or a documented positive condition is success, a negative errno is
@@ -352,7 +352,8 @@ struct wharf_port_ops {
 	void (*on_message)(wharf_port *port, const struct wharf_msg *msg, void *user);
 
 	/*
-	 * A send, post or claim that answered -EAGAIN would now succeed (of several, the smallest). Once for all until then.
+	 * A send, post or claim that answered -EAGAIN would now succeed: of several the smallest, by bytes, by descriptors or
+	 * by what it lends. Once for all until then.
 	 */
 	void (*on_writable)(wharf_port *port, void *user);
 
@@ -367,9 +368,22 @@ struct wharf_port_ops {
 	void (*on_close)(wharf_port *port, const struct wharf_reason *reason, void *user);
 };
 
+/*
+ * What becomes of a plain message (wharf_send, _buf, _bytes) that a full port is given. Streams, calls, passed ends and
+ * posts are refused with -EAGAIN, or wait, as they say, under each policy.
+ */
 enum {
 	WHARF_POLICY_FAIL = 0, /* a full port answers -EAGAIN */
-	WHARF_POLICY_DROP_NEWEST = 1, /* -EOPNOTSUPP in this release, as the next */
+	WHARF_POLICY_DROP_NEWEST = 1, /* it takes the message, drops and counts it: WHARF_SENT_DROPPED */
+	/*
+	 * Plain messages, posted ones too, are values, named by type and key. The peer has at most unreleased_max of them: in
+	 * frames or taken, until it has read and released them. The others wait here, in the order in which their names
+	 * came to wait, and a newer value takes the place of the one that waits under its name: WHARF_SENT_REPLACED, counted.
+	 * So a peer that stops costs what it has, and the latest of each name; it gets that when it goes on. What waits when
+	 * the port closes is sent. tx_queued_bytes_max bounds what waits, which is to say the names: past it -EAGAIN. A
+	 * value comes after older ones of its name; those of different names need not come in the order in which they were
+	 * sent.
+	 */
 	WHARF_POLICY_KEEP_LATEST = 2,
 };
 
@@ -408,12 +422,12 @@ struct wharf_port_options {
 	int64_t open_timeout_ns;
 	const char *name;            /* told to the peer, at most WHARF_NAME_MAX bytes; default: the program's name */
 
-	/* What this end queues and lends: past it a send answers -EAGAIN. */
+	/* What this end queues and lends: past it a send answers -EAGAIN, or does what the policy says. */
 	/* payload and overhead that waits behind the first frame; default 4 MiB. Of one stream or call: a quarter of it. Of
 	 * posts: as much again */
 	uint64_t tx_queued_bytes_max;
 	uint32_t tx_fds_max;          /* descriptors sent and not yet known to be read; default and most: 253 */
-	uint32_t unreleased_max;      /* keep-latest: values with the peer; -EOPNOTSUPP in this release */
+	uint32_t unreleased_max;      /* keep-latest: values with the peer; default 1. -EINVAL with another policy */
 
 	/* What this end takes: told to the peer, and a violation if passed. */
 	uint64_t rx_mapped_bytes_max; /* of the peer's segments mapped here; default 1 GiB */
@@ -434,6 +448,13 @@ struct wharf_port_options {
 	 * from the loop until then, and what it is given to send waits. Negative: for ever. Default 0: -EBUSY.
 	 */
 	int64_t connect_timeout_ns;
+
+	/*
+	 * Claimed buffers with the peer or waiting for it, in whole chunks; default 0: as much as the pool has. A port with
+	 * nothing there may send one message of any size; posts count, and are not held back. (How much memory, in how many
+	 * segments, ever comes to be: bytes_max of the pool, and the peer's rx_mapped_bytes_max.)
+	 */
+	uint64_t tx_lent_bytes_max;
 };
 
 /*
@@ -500,6 +521,8 @@ struct wharf_port_stats {
 	uint64_t rx_mapped_bytes;   /* of the peer's segments, now */
 	uint64_t rx_stream_violations; /* streams ended because the peer broke their rules */
 	uint64_t rx_stray_records;  /* of streams and calls that had ended: late replies, and what was on its way */
+	uint64_t tx_dropped, tx_dropped_bytes; /* messages answered WHARF_SENT_DROPPED, and their payload */
+	uint64_t tx_replaced;       /* values that waited, and were freed for newer ones */
 };
 /* 0; -EPIPE. */
 WHARF_API int wharf_port_stats(wharf_port *port, struct wharf_port_stats *ret_stats);
@@ -540,16 +563,22 @@ struct wharf_out {
 	size_t n_parts; /* up to 64; 0: a message without bytes */
 	const int *fds;
 	size_t n_fds;   /* up to 253, and up to what the peer takes */
-	uint64_t key;   /* keep-latest */
+	uint64_t key;   /* keep-latest: with the type, the name of the value; else 0 */
 	uint64_t reserved[3];
 };
 
+/* Positive results of a send, on ports with a policy that brings them: buffers and descriptors are the port's, as with 0. */
+enum {
+	WHARF_SENT_REPLACED = 1, /* accepted; an older value of the same type and key, not yet sent, is freed */
+	WHARF_SENT_DROPPED = 2,  /* this one was dropped and counted */
+};
+
 /*
- * Queues one message; messages of a port arrive whole and in order. On success its buffers are emptied: they are the
- * port's. It leaves with this turn's flush, or at once when a frame is full.
- * 0. -EAGAIN: a cap is reached; on_writable follows. -EPIPE: the port is closing or closed. -EMSGSIZE: more bytes than
- * the peer takes, or more descriptors than the peer or tx_fds_max allow: for ever. -EINVAL: an
- * empty buffer, one twice, or a range outside it. -EXDEV: a buffer of another pool. -EBUSY: this buffer is with this
+ * Queues one message; messages of a port arrive whole and in order (but see WHARF_POLICY_KEEP_LATEST). On success its
+ * buffers are emptied: they are the port's. It leaves with this turn's flush, or at once when a frame is full.
+ * 0. WHARF_SENT_REPLACED, _DROPPED: the port's policy. -EAGAIN: a cap is reached; on_writable follows. -EPIPE: the port is
+ * closing or closed. -EMSGSIZE: more bytes than the peer takes, or more descriptors than the peer or tx_fds_max allow: for
+ * ever. -EINVAL: an empty buffer, one twice, or a range outside it; a key without that policy. -EXDEV: a buffer of another pool. -EBUSY: this buffer is with this
  * peer already. -EBADF: a descriptor. -EMFILE: it could not be duplicated, or a segment not be announced. -EOPNOTSUPP:
  * it lies on huge pages, which the peer does not map. -ENOMEM. Before the peer's hello its limits are not known: a
  * message that turns out to exceed them then fails the port with WHARF_CLOSE_ERROR (EMSGSIZE).
@@ -927,19 +956,6 @@ WHARF_API WHARF_CHECK int wharf_port_inherit(wharf_loop *loop, const struct whar
  * there is nothing to do: not forked, or nothing used before the fork but wharf_pair; -ENOMEM.
  */
 WHARF_API int wharf_fork_child(void);
-
-/* ---- Planned: declared so that programs can be written against it, not in this release ------------------------- */
-
-#ifdef WHARF_DRAFT
-
-/* Positive results of a send, on ports with a policy other than FAIL. */
-enum {
-	WHARF_SENT_REPLACED = 1, /* accepted; an older value of the same type and key, not yet sent, is freed */
-	WHARF_SENT_DROPPED = 2,  /* this one was dropped and counted */
-};
-
-
-#endif /* WHARF_DRAFT */
 
 #ifdef __cplusplus
 }

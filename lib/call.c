@@ -310,9 +310,11 @@ int wharf_call(wharf_port *port, const struct wharf_out *request, const struct w
 	wh_list_init(&call->delegated);
 	error = o.delegate ? wh_call_delegate(call, request, &o) : wh_call_send(call, request, 0);
 	if (error) {
-		/* It never was: what kept it back is the port's. */
-		if (error == -EAGAIN)
-			wh_outflow_block(&port->plain, 0, flow->out.blocked_fds);
+		/* It never was: what kept it back is the port's, and nothing of its own. */
+		if (error == -EAGAIN) {
+			flow->out.refused.cost = 0;
+			wh_outflow_block(&port->plain, &flow->out.refused);
+		}
 		if (o.timeout_ns > 0)
 			wh_timers_unreserve(&port->source.loop->timers, 1);
 		wh_flow_unlist(flow);

@@ -38,14 +38,23 @@ enum wh_flow_kind {
 	WH_FLOW_KINDS,
 };
 
+/* What a message asks of the caps. */
+struct wh_demand {
+	uint64_t cost;                   /* against tx_queued_bytes_max, if it has to wait */
+	uint64_t lent_bytes;             /* against tx_lent_bytes_max; 0 on ports without */
+	uint64_t key;
+	uint32_t type;
+	uint16_t n_fds;
+	bool is_value;                   /* of a keep-latest port: takes the place of an older one with this type and key */
+};
+
 struct wh_outflow {
 	struct wh_list active;           /* on port->active while it has something that its credit lets go */
 	struct wh_list blocked;          /* on port->blocked_flows: a send answered -EAGAIN */
 	struct wh_outmsg *first, **end;
 	uint64_t cost;                   /* of what waits, against the cap */
-	uint64_t blocked_cost;           /* of the smallest send that was refused */
-	uint32_t blocked_fds;
-	int64_t credit_bytes;            /* a record may take it below 0 */
+	struct wh_demand refused;        /* while blocked: the smallest */
+	int64_t credit_bytes;            /* a record may take it below 0. Of values: how many more the peer may have */
 	int64_t deficit_bytes;           /* may go this far in its turn; below 0: has gone too far */
 	uint32_t contest;                /* port->contest when that was so */
 	uint64_t position_bytes;         /* of a stream: accepted so far */

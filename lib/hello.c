@@ -124,7 +124,7 @@ void wh_port_take_hello(struct wharf_port *port, const struct wh_hello *theirs, 
 	port->said_hello = port->limits.said_hello = true;
 	port->peer.version = WH_WIRE_VERSION;
 	port->peer_pieces = theirs->features & WH_FEATURE_PIECES;
-	port->tx_message_bytes_max = port->peer_pieces ? UINT64_MAX : theirs->message_bytes_max;
+	wh_port_limit_messages(port, port->peer_pieces ? UINT64_MAX : theirs->message_bytes_max);
 	port->tx_inline |= !theirs->mapped_bytes_max;
 	wh_posting_limit(port);
 	wh_port_flows_on_hello(port, theirs);

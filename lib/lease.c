@@ -230,6 +230,13 @@ static uint64_t bytes_of(const struct wh_full_lease *lease, unsigned slot, uint6
 	return bits ? (uint64_t)wh_bits_count(bits) << wh_class_shift(lease->pool->slots[slot]->class) : 0;
 }
 
+uint64_t wh_lease_cost(const struct wh_lease *lease, const struct wharf_buf *buf)
+{
+	uint64_t place = buf->opaque[1];
+
+	return bytes_of(wh_full_const(lease), wh_place_slot(place), wh_place_bits(place));
+}
+
 uint64_t wh_lease_lent_bytes(const struct wh_lease *hot)
 {
 	const struct wh_full_lease *lease = wh_full_const(hot);

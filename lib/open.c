@@ -5,6 +5,7 @@
 #include <string.h>
 #include <sys/socket.h>
 
+#include "latest.h"
 #include "options.h"
 #include "pass.h"
 
@@ -32,8 +33,10 @@ static int read_options(const struct wharf_port_options *given, struct wharf_por
 	if (!o->ops || o->flags & ~(uint32_t)PORT_FLAGS || o->reserved || o->policy > WHARF_POLICY_KEEP_LATEST ||
 		o->untrusted > 1)
 		return -EINVAL;
-	if (o->policy != WHARF_POLICY_FAIL || o->unreleased_max)
-		return -EOPNOTSUPP;
+	if (o->unreleased_max && o->policy != WHARF_POLICY_KEEP_LATEST)
+		return -EINVAL;
+	if (!o->unreleased_max)
+		o->unreleased_max = 1;
 	if (o->rx_fds_max > WH_ENGINE_FDS_MAX || (o->name && strlen(o->name) > WHARF_NAME_MAX))
 		return -EINVAL;
 	if (!o->pool_bytes_max)
@@ -130,7 +133,8 @@ int wh_port_new(struct wharf_loop *loop, int fd, const struct wharf_port_options
 	port->tx_queued_bytes_max = o.tx_queued_bytes_max;
 	port->flush_bytes = wh_min(WH_FLUSH_BYTES, o.tx_queued_bytes_max);
 	port->tx_fds_max = o.tx_fds_max;
-	port->tx_message_bytes_max = UINT64_MAX;
+	port->tx_lent_bytes_max = o.tx_lent_bytes_max;
+	port->policy = o.policy;
 	port->frames_end = &port->frames;
 	port->limits = (struct wh_decode_limits){
 		.slots = nothing_announced,
@@ -153,8 +157,13 @@ int wh_port_new(struct wharf_loop *loop, int fd, const struct wharf_port_options
 	wh_list_init(&port->held);
 	wh_list_init(&port->ready);
 	wh_list_init(&port->ending);
-	error = join_pool(port, &o);
+	if (port->policy == WHARF_POLICY_KEEP_LATEST)
+		error = wh_latest_new(port, o.unreleased_max);
+	if (!error)
+		error = join_pool(port, &o);
+	wh_port_limit_messages(port, UINT64_MAX);
 	if (error) {
+		wh_latest_free(port);
 		wh_timers_unreserve(&loop->timers, WH_PORT_TIMERS);
 		wh_loop_dealloc(loop, port);
 		return error;

@@ -10,6 +10,8 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "latest.h"
+
 /* What one flow may encode before the next has its turn. */
 #define QUANTUM_BYTES (64 << 10)
 
@@ -29,10 +31,16 @@ bool wh_outbox_open(struct wharf_port *port)
 
 static uint64_t frame_cost(const struct wh_outframe *frame) { return frame->n_bytes + frame->encoder.size; }
 
-/* An empty queue takes a frame of any size: the cap bounds what waits behind it. */
+/*
+ * An empty queue takes a frame of any size: the cap bounds what waits behind it. And any that only announces: the message
+ * that needs it has found room before.
+ */
 bool wh_outbox_takes_frame(const struct wharf_port *port)
 {
-	return !port->frames || !port->open || port->frames_cost + frame_cost(port->open) <= port->tx_queued_bytes_max;
+	const struct wh_outframe *open = port->open;
+
+	return !port->frames || !open || (open->announces >= 0 && open->encoder.n_records == 1) ||
+		port->frames_cost + frame_cost(open) <= port->tx_queued_bytes_max;
 }
 
 static void queue_open(struct wharf_port *port)
@@ -122,11 +130,6 @@ static uint64_t cap(const struct wh_flow *flow)
 	return flow->kind == WH_FLOW_PLAIN ? flow->port->tx_queued_bytes_max : flow->port->tx_queued_bytes_max / 4;
 }
 
-bool wh_outflow_takes(const struct wh_flow *flow, uint64_t cost)
-{
-	return flow->out.credit_bytes > 0 && (!flow->out.cost || flow->out.cost + cost <= cap(flow));
-}
-
 void wh_outflow_charge(struct wh_flow *flow, uint64_t payload_bytes)
 {
 	if (flow->kind != WH_FLOW_PLAIN)
@@ -153,15 +156,60 @@ void wh_outflow_look(struct wh_flow *flow)
 /* What was posted counts against a cap of its own, until it is in frames. */
 static uint64_t cost_here(const struct wh_outmsg *m) { return m->posted ? 0 : m->cost; }
 
+bool wh_outflow_takes(const struct wh_flow *flow, uint64_t cost, const struct wh_outmsg *older)
+{
+	uint64_t others = flow->out.cost - (older ? cost_here(older) : 0);
+
+	return (flow->kind == WH_FLOW_PLAIN || flow->out.credit_bytes > 0) && (!others || others + cost <= cap(flow));
+}
+
+static void count_in(struct wh_flow *flow, const struct wh_outmsg *m)
+{
+	struct wharf_port *port = flow->port;
+
+	flow->out.cost += cost_here(m);
+	port->tx_lent_queued_bytes += m->lent_bytes;
+	port->queued_messages += m->last;
+	port->queued_bytes += m->left_bytes;
+}
+
+static void count_out(struct wh_flow *flow, const struct wh_outmsg *m)
+{
+	struct wharf_port *port = flow->port;
+
+	flow->out.cost -= cost_here(m);
+	port->tx_lent_queued_bytes -= m->lent_bytes;
+	port->queued_messages -= m->last;
+	port->queued_bytes -= m->left_bytes;
+}
+
+/* At `at`, in front of `next`. */
+static void link_message(struct wh_flow *flow, struct wh_outmsg **at, struct wh_outmsg *m, struct wh_outmsg *next)
+{
+	m->link = at;
+	m->next = next;
+	*at = m;
+	if (next)
+		next->link = &m->next;
+	else
+		flow->out.end = &m->next;
+	count_in(flow, m);
+}
+
 void wh_outflow_append(struct wh_flow *flow, struct wh_outmsg *m)
 {
-	m->next = NULL;
-	*flow->out.end = m;
-	flow->out.end = &m->next;
-	flow->out.cost += cost_here(m);
-	flow->port->queued_messages += m->last;
-	flow->port->queued_bytes += m->left_bytes;
+	link_message(flow, flow->out.end, m, NULL);
+	if (m->is_value)
+		wh_latest_queued(flow->port, m);
 	wh_outflow_look(flow);
+}
+
+void wh_outflow_replace(struct wh_flow *flow, struct wh_outmsg *older, struct wh_outmsg *m)
+{
+	count_out(flow, older);
+	link_message(flow, older->link, m, older->next);
+	wh_latest_replaced(flow->port, older, m);
+	wh_outmsg_drop(flow->port, older);
 }
 
 int wh_outflow_queue(struct wh_flow *flow, const struct wh_outmsg *message)
@@ -200,11 +248,13 @@ static struct wh_outmsg *take_message(struct wh_flow *flow)
 	struct wh_outmsg *m = flow->out.first;
 
 	flow->out.first = m->next;
-	if (!flow->out.first)
+	if (m->next)
+		m->next->link = &flow->out.first;
+	else
 		flow->out.end = &flow->out.first;
-	flow->out.cost -= cost_here(m);
-	flow->port->queued_messages -= m->last;
-	flow->port->queued_bytes -= m->left_bytes;
+	count_out(flow, m);
+	if (m->is_value)
+		wh_latest_taken(flow->port, m);
 	return m;
 }
 

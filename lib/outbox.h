@@ -57,15 +57,23 @@ enum wh_encoded wh_outbox_announce(struct wharf_port *port, uint16_t slot, int *
 /* The open frame goes to the kernel, or behind those that wait for it. False: the queue is full, it stays. */
 bool wh_outbox_turn_over(struct wharf_port *port);
 bool wh_outbox_takes_frame(const struct wharf_port *port); /* would it? */
-/* May the flow queue a message of this cost? An empty queue takes one of any size. */
-bool wh_outflow_takes(const struct wh_flow *flow, uint64_t cost);
+/* May the flow queue a message of this cost, in the place of `older` or (NULL) behind? An empty one takes any. */
+bool wh_outflow_takes(const struct wh_flow *flow, uint64_t cost, const struct wh_outmsg *older);
 void wh_outflow_append(struct wh_flow *flow, struct wh_outmsg *m);
+/* Puts a value into the place of one that waits, and drops that. */
+void wh_outflow_replace(struct wh_flow *flow, struct wh_outmsg *older, struct wh_outmsg *m);
 /* Queues a copy. 0; -ENOMEM: m is as it was. */
 int wh_outflow_queue(struct wh_flow *flow, const struct wh_outmsg *m);
 /* Of what was accepted before the peer's limits were known: does it keep them? */
 bool wh_port_queue_fits(const struct wharf_port *port, const struct wh_hello *theirs);
-void wh_outflow_block(struct wh_flow *flow, uint64_t cost, uint32_t n_fds); /* its writer is told when that fits */
 void wh_outflow_look_for_end(struct wh_flow *flow); /* its last message may be in a frame: it may go with that */
 void wh_outflow_charge(struct wh_flow *flow, uint64_t payload_bytes);
+
+/* demand.c */
+/* Does it keep within credit, descriptors and what may be lent, after what was released is taken back? */
+bool wh_demand_fits(const struct wh_flow *flow, const struct wh_demand *d);
+void wh_outflow_block(struct wh_flow *flow, const struct wh_demand *d); /* its writer is told when that fits */
+bool wh_port_may_lend(const struct wharf_port *port, uint64_t bytes);
+uint64_t wh_outmsg_lends(const struct wharf_port *port, const struct wh_outmsg *m); /* 0 on ports without that cap */
 
 #endif

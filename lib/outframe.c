@@ -267,6 +267,8 @@ static void frame_sent(struct wharf_port *port, struct wh_outframe *frame)
 		port->sent_ordinal = frame->ordinal;
 	if (frame->data) {
 		uint32_t n = frame->close_fds ? frame->tx.n_fds : 0;
+		/* So that what the peer reports as read tells of frames by their ordinal. */
+		wh_assert(frame->ordinal == port->frames_sent + 1);
 		uint32_t bytes = (uint32_t)wh_min(frame->n_bytes, UINT32_MAX);
 		port->window_bytes[port->frames_sent % WH_WINDOW_MAX] = bytes;
 		port->bytes_unread += bytes;

@@ -9,6 +9,7 @@
 #include <errno.h>
 #include <string.h>
 
+#include "latest.h"
 #include "outbox.h"
 
 enum {
@@ -55,6 +56,7 @@ int wh_outmsg_read(uint64_t pool, const struct wharf_out *out, struct wh_outmsg 
 	m->close_fds = false;
 	m->by_reference = false;
 	m->left_bytes = 0;
+	m->lent_bytes = 0;
 	m->fds = room->fds;
 	m->parts = room->parts;
 	for (size_t i = 0; i < out->n_parts; i++) {
@@ -183,7 +185,7 @@ void wh_port_run_done(struct wharf_port *port)
 
 void wh_outmsg_finish(struct wharf_port *port, struct wh_outmsg *m) { let_go(port, m); }
 
-void wh_outmsg_drop(struct wharf_port *port, struct wh_outmsg *m)
+void wh_outmsg_empty(struct wharf_port *port, struct wh_outmsg *m)
 {
 	for (unsigned i = m->at; i < m->n_parts; i++) {
 		struct wh_outpart *part = &m->parts[i];
@@ -196,7 +198,15 @@ void wh_outmsg_drop(struct wharf_port *port, struct wh_outmsg *m)
 		wh_fds_close(m->fds, m->n_fds);
 		port->tx_fds_queued -= m->n_fds;
 	}
+}
+
+void wh_outmsg_drop(struct wharf_port *port, struct wh_outmsg *m)
+{
+	wh_outmsg_empty(port, m);
 	let_go(port, m);
+	/* Its descriptors, or what it would have lent, may be what somebody waits for. */
+	if (!wh_list_empty(&port->blocked_flows))
+		wh_port_chore(port);
 }
 
 void wh_outmsg_take_back(struct wharf_port *port, struct wh_outmsg *m)
@@ -210,16 +220,26 @@ void wh_outmsg_take_back(struct wharf_port *port, struct wh_outmsg *m)
 
 /* ---- Lending ---- */
 
+static int lend(struct wharf_port *port, const struct wharf_buf *buf, size_t offset, size_t size, uint32_t stream,
+	struct wh_run *ret_run)
+{
+	int error = wh_lease_lend(port->lease, buf, offset, size, stream, ret_run);
+
+	if (!error && wh_unlikely(port->latest))
+		wh_latest_lent(port, ret_run);
+	return error;
+}
+
 /* What a piece is copied into; false: it travels as it is. */
 static bool stage(struct wharf_port *port, struct wh_outpart *part)
 {
 	struct wharf_buf buf;
 	size_t size = wh_min(part->size, STAGE_MAX);
 
-	if (wh_buf_claim_quietly(wh_lease_pool(port->lease), size, &buf))
+	if (!wh_port_may_lend(port, size) || wh_buf_claim_quietly(wh_lease_pool(port->lease), size, &buf))
 		return false;
 	memcpy(buf.data, part->bytes, size);
-	if (wh_lease_lend(port->lease, &buf, 0, size, 0, &part->run)) {
+	if (lend(port, &buf, 0, size, 0, &part->run)) {
 		part->run.n_chunks = 0;
 		wharf_buf_abandon(&buf);
 		return false;
@@ -247,8 +267,8 @@ static enum wh_encoded ready(
 	if (!part->run.n_chunks) {
 		if (!part->buf.data)
 			return WH_ENCODED;
-		error = wh_lease_lend(port->lease, &part->buf, (size_t)(part->bytes - (unsigned char *)part->buf.data),
-			part->size, (uint32_t)m->flow->id, &part->run);
+		error = lend(port, &part->buf, (size_t)(part->bytes - (unsigned char *)part->buf.data), part->size,
+			(uint32_t)m->flow->id, &part->run);
 		if (error) {
 			part->run.n_chunks = 0;
 			*ret_error = error;
@@ -378,6 +398,8 @@ static void encoded(struct wharf_port *port, struct wh_outmsg *m, const struct w
 	struct wh_outframe *open = port->open;
 	uint64_t before = m->left_bytes;
 
+	if (m->is_value)
+		wh_latest_encoded(port, record);
 	if (record->n_fds) {
 		memcpy(open->fds, m->fds, record->n_fds * sizeof(*m->fds));
 		open->close_fds = true;
@@ -431,7 +453,7 @@ enum wh_encoded wh_outmsg_encode(struct wharf_port *port, struct wh_outmsg *m, b
 	unsigned n = 0;
 	bool all;
 
-	if (!wh_outbox_open(port)) {
+	if (!wh_outbox_open(port) || (m->is_value && !wh_latest_reserve(port, m->n_parts - m->at))) {
 		*ret_error = -ENOMEM;
 		return WH_ENCODE_FAILED;
 	}

@@ -19,12 +19,15 @@ struct wh_outpart {
 };
 
 struct wh_outmsg {
-	struct wh_outmsg *next;
+	struct wh_outmsg *next, **link;  /* in its flow's queue; what points to it there */
+	struct wh_outmsg *chain;         /* in the table of values that wait */
 	struct wh_flow *flow;
 	uint64_t total_bytes;            /* of the whole message or stream; UINT64_MAX: not known */
 	uint64_t position_bytes;         /* in that, of what is left */
 	uint64_t left_bytes;
 	uint64_t cost;                   /* against the cap */
+	uint64_t lent_bytes;             /* in whole chunks, against the other cap; 0 on ports without */
+	uint64_t key;
 	uint32_t type;
 	uint32_t status;                 /* of a last reply */
 	uint16_t n_parts, at;            /* the first part that is left */
@@ -33,6 +36,7 @@ struct wh_outmsg {
 	bool end;                        /* the stream, or this direction of the call, ends with it */
 	bool delegated;
 	bool is_end;                     /* an end that is passed on: one descriptor, nothing else */
+	bool is_value;                   /* see latest.h */
 	bool close_fds;                  /* the descriptors are ours */
 	bool must;                       /* is not refused for want of credit or room */
 	bool by_reference;               /* has parts with `done` */
@@ -64,6 +68,7 @@ void wh_outmsg_copy(const struct wh_outmsg *m, struct wh_outmsg *ret_copy);
 struct wh_outmsg *wh_outmsg_keep(struct wharf_port *port, const struct wh_outmsg *m);
 /* Everything of it is dropped: claims, descriptors, runs lent. `done` of its parts follows in this turn. */
 void wh_outmsg_drop(struct wharf_port *port, struct wh_outmsg *m);
+void wh_outmsg_empty(struct wharf_port *port, struct wh_outmsg *m); /* the same, but for `done` and its memory */
 /* One that is encoded to its end. */
 void wh_outmsg_finish(struct wharf_port *port, struct wh_outmsg *m);
 /* Undoes lending: the claims are as before. */
@@ -84,7 +89,8 @@ enum wh_encoded {
 enum wh_encoded wh_outmsg_encode(struct wharf_port *port, struct wh_outmsg *m, bool waits, int *ret_error);
 
 /*
- * Sends it, at once or later: send.c. m as for wh_outmsg_read; out's flags have been checked. As wharf_send.
+ * Sends it, at once or later: send.c. m as for wh_outmsg_read, and is_value, key; out's flags have been checked. As
+ * wharf_send.
  */
 int wh_port_send(struct wharf_port *port, struct wh_outmsg *m, const struct wharf_out *out);
 /* What was posted, if nothing waits before it and it can be in a frame at once. False: it is as it was. */

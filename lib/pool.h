@@ -81,6 +81,7 @@ int wh_pool_attach(struct wharf_pool *pool, const void *loop_id, void (*kick)(vo
 void wh_lease_detach(struct wh_lease *lease);
 
 uint64_t wh_lease_lent_bytes(const struct wh_lease *lease); /* in whole chunks; lent minus harvested */
+uint64_t wh_lease_cost(const struct wh_lease *lease, const struct wharf_buf *buf); /* of a claim, when it is lent */
 
 static inline struct wharf_pool *wh_lease_pool(const struct wh_lease *lease)
 {

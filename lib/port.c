@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include "connect.h"
+#include "latest.h"
 #include "watch.h"
 
 int wh_port_check(const struct wharf_port *port)
@@ -141,6 +142,7 @@ void wh_port_finish(struct wharf_port *port)
 	port->state = WH_PORT_CLOSED;
 	wh_calls_end_all(port);
 	wh_port_drop_output(port);
+	wh_latest_free(port);
 	wh_flows_fini(port);
 	wh_port_do_chores(port);
 	if (wh_list_linked(&port->chores))
@@ -356,6 +358,8 @@ void wh_port_drain(struct wharf_port *port)
 		return;
 	port->state = WH_PORT_DRAINING;
 	wh_flows_give_up(port);
+	if (port->latest)
+		wh_latest_look(port);
 }
 
 int wharf_port_close(wharf_port *port, int64_t timeout_ns)

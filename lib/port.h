@@ -96,9 +96,18 @@ struct wharf_port {
 	bool tx_plain;                   /* OPEN, and nothing waits for a place in a frame: sends encode at once */
 	uint32_t tx_frame_bytes;         /* frames that the peer takes, and of which the socket holds a window */
 	struct wh_outframe *open;        /* the frame that sends encode into, or NULL */
-	uint64_t tx_message_bytes_max;   /* the peer's; UINT64_MAX until its hello */
+	uint64_t tx_fast_bytes_end;      /* smaller ones need no look at more than this; 0: all do */
 	struct wh_lease *lease;
 	struct wh_list dirty;
+
+	uint64_t tx_message_bytes_max;   /* the peer's; UINT64_MAX until its hello */
+	uint32_t policy;
+	struct wh_latest *latest;        /* its values, if that is keep-latest */
+	uint64_t tx_lent_bytes_max;      /* 0: none */
+	uint64_t tx_lent_queued_bytes;   /* of messages that wait: to be lent */
+	struct wh_demand refused_fds, refused_lent; /* of those that block `plain`: fewest descriptors, least to lend */
+	bool lent_refused;               /* a send was refused for what is lent */
+	bool watched;                    /* wh_lease_watch */
 
 	/* Frames out. */
 	struct wh_outframe *sending;     /* with the engine */
@@ -273,7 +282,7 @@ void wh_port_do_chores(struct wharf_port *port);
 /* settles the frame that the engine has finished with. False: one is still with it */
 bool wh_port_reap(struct wharf_port *port);
 void wh_port_read_by_peer(struct wharf_port *port, uint64_t frames);
-void wh_port_room(struct wharf_port *port);     /* tells the application if what it was refused would now succeed */
+void wh_port_limit_messages(struct wharf_port *port, uint64_t bytes_max); /* the peer takes no larger ones */
 void wh_port_drop_output(struct wharf_port *port);
 /* wh_port_end, and tells the peer: bye_text, and the reason's app_code. */
 void wh_port_fail(struct wharf_port *port, uint32_t code, int error, enum wh_bye_code bye, const char *bye_text,
@@ -281,6 +290,10 @@ void wh_port_fail(struct wharf_port *port, uint32_t code, int error, enum wh_bye
 struct wh_outframe *wh_outframe_new(struct wharf_loop *loop);
 void wh_outframe_free(struct wharf_loop *loop, struct wh_outframe *frame);
 void wh_outframes_free(struct wharf_loop *loop);
+
+/* demand.c */
+void wh_port_room(struct wharf_port *port);     /* tells the application if what it was refused would now succeed */
+void wh_port_watch_lease(struct wharf_port *port); /* if something here waits for a release */
 
 /* outframe.c */
 bool wh_port_bye_due(const struct wharf_port *port);

@@ -6,6 +6,7 @@
 #include <errno.h>
 #include <stdlib.h>
 
+#include "latest.h"
 #include "outbox.h"
 #include "sleep.h"
 
@@ -72,6 +73,11 @@ static void arrived(struct wh_post *post, int status)
 	port->tx_fds_queued += m->n_fds;
 	if (port->said_hello && !wh_port_peer_takes(port, bytes, m->n_fds))
 		wh_port_exceeded(port);
+	if (port->state < WH_PORT_ENDING) {
+		m->lent_bytes = wh_outmsg_lends(port, m);
+		if (m->is_value)
+			wh_latest_look(port);
+	}
 	if (!status)
 		encoded = wh_port_encode_posted(port, m);
 	/* An end of the port until here counts it among these, a later one among what is queued. */
@@ -84,6 +90,8 @@ static void arrived(struct wh_post *post, int status)
 			wh_outbox_turn_over(port);
 	} else if (port->state >= WH_PORT_ENDING) {
 		dropped_late(port, m);
+	} else if (m->is_value) {
+		wh_latest_put(port, m);
 	} else {
 		wh_outflow_append(&port->plain, m);
 	}
@@ -297,8 +305,10 @@ int wharf_post(wharf_port *port, const struct wharf_out *out, int64_t timeout_ns
 		return -ECHILD;
 	if (!port || !out || out->flags & ~(uint32_t)WHARF_FDS_MOVE)
 		return -EINVAL;
-	if (out->key)
-		return -EOPNOTSUPP;
+	m.is_value = port->policy == WHARF_POLICY_KEEP_LATEST;
+	m.key = out->key;
+	if (m.key && !m.is_value)
+		return -EINVAL;
 	if (timeout_ns && wh_current_loop)
 		return -EDEADLK;
 	m.flow = &port->plain;

@@ -5,6 +5,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "latest.h"
 #include "outbox.h"
 
 enum { RUN_RECORD = sizeof(struct wh_message_record) + sizeof(struct wh_run) };
@@ -15,9 +16,14 @@ uint32_t wh_port_bytes_max(const struct wharf_port *port)
 	return wh_port_message_room(port) - (uint32_t)(sizeof(struct wh_message_record) + 8 + sizeof(struct wh_run) + 8);
 }
 
-static bool fds_fit(const struct wharf_port *port, uint32_t n_fds)
+void wh_port_limit_messages(struct wharf_port *port, uint64_t bytes_max)
 {
-	return port->tx_fds_unread + port->tx_fds_queued + n_fds <= port->tx_fds_max;
+	port->tx_message_bytes_max = bytes_max;
+	/* What has a key to look for, or a cap to keep, goes the long way. */
+	if (port->latest || port->tx_lent_bytes_max)
+		port->tx_fast_bytes_end = 0;
+	else
+		port->tx_fast_bytes_end = bytes_max == UINT64_MAX ? bytes_max : bytes_max + 1;
 }
 
 void wh_port_read_by_peer(struct wharf_port *port, uint64_t frames)
@@ -32,54 +38,10 @@ void wh_port_read_by_peer(struct wharf_port *port, uint64_t frames)
 		port->tx_fds_unread -= port->window_fds[port->frames_read_by_peer % WH_WINDOW_MAX];
 		port->bytes_unread -= port->window_bytes[port->frames_read_by_peer % WH_WINDOW_MAX];
 	}
+	if (port->latest)
+		wh_latest_look(port);
 	if (!wh_list_empty(&port->active) || port->frames || port->open || !wh_list_empty(&port->blocked_flows))
 		wh_port_dirty(port);
-}
-
-/* Would what the flow was refused succeed now? */
-static bool unblocked(const struct wharf_port *port, const struct wh_flow *flow)
-{
-	return fds_fit(port, flow->out.blocked_fds) && wh_outflow_takes(flow, flow->out.blocked_cost) &&
-		wh_outbox_takes_frame(port);
-}
-
-/* The flows that may go on; those of calls are told at once. True: the port is to be told. */
-static bool unblock_flows(struct wharf_port *port)
-{
-	struct wh_list blocked, *node;
-	bool tell = false;
-
-	wh_list_init(&blocked);
-	wh_list_splice(&blocked, &port->blocked_flows);
-	while ((node = wh_list_take_first(&blocked))) {
-		struct wh_flow *flow = wh_container_of(node, struct wh_flow, out.blocked);
-		if (!unblocked(port, flow))
-			wh_list_append(&port->blocked_flows, node);
-		else if (flow->kind == WH_FLOW_CALL || flow->kind == WH_FLOW_ANSWER)
-			wh_call_writable(flow);
-		else
-			tell = true;
-	}
-	return tell;
-}
-
-void wh_port_room(struct wharf_port *port)
-{
-	/* In every state: private words are given back here, and the lease may be kicked again. */
-	bool tell = wh_pool_room(wh_lease_pool(port->lease), port->lease);
-
-	if (port->state >= WH_PORT_ENDING)
-		return;
-	tell |= port->posting.writable;
-	port->posting.writable = false;
-	tell |= unblock_flows(port);
-	for (unsigned kind = 0; port->blocked_starts >> kind; kind++)
-		if (port->blocked_starts >> kind & 1 && port->flows[kind].n < port->flows_max[kind]) {
-			port->blocked_starts &= ~(1u << kind);
-			tell = true;
-		}
-	if (tell && port->ops.on_writable && port->state <= WH_PORT_OPEN)
-		port->ops.on_writable(port, port->user);
 }
 
 int wh_fds_take(const struct wharf_out *out, int *fds)
@@ -99,24 +61,6 @@ int wh_fds_take(const struct wharf_out *out, int *fds)
 		}
 	}
 	return 0;
-}
-
-void wh_outflow_block(struct wh_flow *flow, uint64_t cost, uint32_t n_fds)
-{
-	bool first = !wh_list_linked(&flow->out.blocked);
-
-	/* Of several refused the smallest is remembered: it must not wait for the room of a larger one. */
-	flow->out.blocked_cost = first ? cost : wh_min(flow->out.blocked_cost, cost);
-	flow->out.blocked_fds = first ? n_fds : (uint32_t)wh_min(flow->out.blocked_fds, n_fds);
-	if (first)
-		wh_list_append(&flow->port->blocked_flows, &flow->out.blocked);
-}
-
-static int again(struct wh_flow *flow, uint64_t cost, uint32_t n_fds)
-{
-	wh_outflow_block(flow, cost, n_fds);
-	flow->port->stats.tx_again++;
-	return -EAGAIN;
 }
 
 enum { MUST_WAIT = 1 };
@@ -169,24 +113,66 @@ static int try_now(struct wharf_port *port, struct wh_outmsg *m)
 	return error;
 }
 
-/* At once if nothing waits, else in its flow. */
+/* At once if nothing waits, else in its flow. 0; WHARF_SENT_REPLACED; negative. */
 static int place(struct wharf_port *port, struct wh_outmsg *m)
 {
+	struct wh_outmsg *older, *kept;
 	int error = try_now(port, m);
 
-	if (error == -EAGAIN && !m->must)
-		return again(m->flow, m->cost, m->n_fds);
+	/* A value waits where the next can replace it. */
+	if (error == -EAGAIN && !m->must && !m->is_value)
+		return error;
 	if (error != MUST_WAIT && error != -EAGAIN)
 		return error;
-	if (!m->must && !wh_outflow_takes(m->flow, m->cost))
-		return again(m->flow, m->cost, m->n_fds);
-	return wh_outflow_queue(m->flow, m);
+	older = m->is_value ? wh_latest_find(port, m->type, m->key) : NULL;
+	if (!m->must && !wh_outflow_takes(m->flow, m->cost, older))
+		return -EAGAIN;
+	if (!older)
+		return wh_outflow_queue(m->flow, m);
+	kept = wh_outmsg_keep(port, m);
+	if (!kept)
+		return -ENOMEM;
+	wh_outflow_replace(m->flow, older, kept);
+	return WHARF_SENT_REPLACED;
+}
+
+/* On a port with that policy, of its plain messages. */
+static bool is_droppable(const struct wh_outmsg *m)
+{
+	return m->flow->port->policy == WHARF_POLICY_DROP_NEWEST && m->flow->kind == WH_FLOW_PLAIN && !m->is_end;
+}
+
+/* As if it had been sent. WHARF_SENT_DROPPED; -ENOMEM. */
+static int drop(struct wharf_port *port, struct wh_outmsg *m)
+{
+	struct wh_outmsg *kept = m->by_reference ? wh_outmsg_keep(port, m) : NULL;
+
+	if (m->by_reference && !kept)
+		return -ENOMEM;
+	port->stats.tx_dropped++;
+	port->stats.tx_dropped_bytes += m->left_bytes;
+	if (m->close_fds)
+		port->tx_fds_queued += m->n_fds;
+	if (kept)
+		wh_outmsg_drop(port, kept);
+	else
+		wh_outmsg_empty(port, m);
+	return WHARF_SENT_DROPPED;
+}
+
+static int refuse(const struct wh_outmsg *m, const struct wh_demand *d)
+{
+	wh_outflow_block(m->flow, d);
+	m->flow->port->stats.tx_again++;
+	return -EAGAIN;
 }
 
 int wh_port_send(struct wharf_port *port, struct wh_outmsg *m, const struct wharf_out *out)
 {
 	struct wh_outmsg_room room;
+	struct wh_demand demand;
 	uint64_t bytes;
+	bool fits;
 	/* The rest of a delegated request is copied, whatever it lies in. */
 	int error = wh_outmsg_read(port->answers ? 0 : port->lease->pool, out, m, &room);
 
@@ -204,29 +190,48 @@ int wh_port_send(struct wharf_port *port, struct wh_outmsg *m, const struct whar
 		m->position_bytes = 0;
 	}
 	m->cost = wh_outmsg_cost(m);
-	if (!m->must && (m->flow->out.credit_bytes <= 0 || !fds_fit(port, m->n_fds)))
-		return again(m->flow, m->cost, m->n_fds);
-	error = wh_fds_take(out, room.fds);
-	if (error)
-		return error;
-	m->close_fds = true;
-	bytes = m->left_bytes;
-	error = place(port, m);
-	if (error) {
-		if (!(out->flags & WHARF_FDS_MOVE))
-			wh_fds_close(room.fds, out->n_fds);
-		return error;
+	m->lent_bytes = wh_outmsg_lends(port, m);
+	demand = (struct wh_demand){
+		.cost = m->cost,
+		.lent_bytes = m->lent_bytes,
+		.key = m->key,
+		.type = m->type,
+		.n_fds = m->n_fds,
+		.is_value = m->is_value,
+	};
+	/* Its room may be there already: nobody tells while nothing waits. */
+	if (m->is_value && m->flow->out.credit_bytes <= 0)
+		wh_latest_look(port);
+	fits = m->must || wh_demand_fits(m->flow, &demand);
+	if (!fits && !is_droppable(m))
+		return refuse(m, &demand);
+	if (fits || out->flags & WHARF_FDS_MOVE) {
+		error = wh_fds_take(out, room.fds);
+		if (error)
+			return error;
+		m->close_fds = true;
 	}
+	bytes = m->left_bytes;
+	error = fits ? place(port, m) : -EAGAIN;
+	if (error == -EAGAIN && is_droppable(m))
+		error = drop(port, m);
+	if (error < 0) {
+		if (m->close_fds && !(out->flags & WHARF_FDS_MOVE))
+			wh_fds_close(room.fds, out->n_fds);
+		return error == -EAGAIN ? refuse(m, &demand) : error;
+	}
+	wh_out_empty(out);
+	if (error == WHARF_SENT_DROPPED)
+		return error;
 	port->tx_fds_queued += m->n_fds;
 	m->flow->out.begun = true;
 	m->flow->out.ended = m->end;
 	m->flow->out.position_bytes += bytes;
-	wh_out_empty(out);
 	if (m->flow->kind == WH_FLOW_STREAM_OUT)
 		wh_outflow_look_for_end(m->flow);
 	if (port->open && port->open->n_bytes >= port->flush_bytes)
 		wh_outbox_turn_over(port);
-	return 0;
+	return error;
 }
 
 bool wh_port_encode_posted(struct wharf_port *port, struct wh_outmsg *m)
@@ -243,11 +248,13 @@ int wharf_send(wharf_port *port, const struct wharf_out *out)
 		return error;
 	if (!out || out->flags & ~(uint32_t)WHARF_FDS_MOVE)
 		return -EINVAL;
-	if (out->key)
-		return -EOPNOTSUPP;
+	if (out->key && !port->latest)
+		return -EINVAL;
 	if (port->state == WH_PORT_DRAINING)
 		return -EPIPE;
 	m.flow = &port->plain;
+	m.key = out->key;
+	m.is_value = port->latest;
 	return wh_port_send(port, &m, out);
 }
 
@@ -281,7 +288,7 @@ static inline int encoded(struct wharf_port *port, struct wh_outframe *open, siz
 
 static inline bool takes_plain(const struct wharf_port *port, const struct wh_outframe *open, size_t size)
 {
-	return wh_likely(open && port->tx_plain && !wh_forked() && size <= port->tx_message_bytes_max &&
+	return wh_likely(open && port->tx_plain && !wh_forked() && size < port->tx_fast_bytes_end &&
 		open->n_bytes < port->flush_bytes);
 }
 

@@ -96,8 +96,11 @@ Test(port, bad_options_are_refused_and_the_fd_stays_the_callers)
 	o.rx_fds_max = 254;
 	cr_assert_eq(wharf_open(loop, fds[0], &o, &port), -EINVAL);
 	o.rx_fds_max = 0;
-	o.policy = WHARF_POLICY_KEEP_LATEST;
-	cr_assert_eq(wharf_open(loop, fds[0], &o, &port), -EOPNOTSUPP);
+	o.unreleased_max = 1;
+	cr_assert_eq(wharf_open(loop, fds[0], &o, &port), -EINVAL, "only values are counted");
+	o.unreleased_max = 0;
+	o.policy = WHARF_POLICY_KEEP_LATEST + 1;
+	cr_assert_eq(wharf_open(loop, fds[0], &o, &port), -EINVAL);
 	o.policy = 0;
 	o.size = 0;
 	cr_assert_eq(wharf_open(loop, fds[0], &o, &port), -EINVAL);

@@ -1,0 +1,238 @@
+/* SPDX-License-Identifier: MIT */
+/* What a port may lend, and what one drops that drops the newest. */
+#include <criterion/criterion.h>
+#include <errno.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "apart.h"
+#include "harness.h"
+
+static struct apart p;
+
+static int send_claim(size_t size)
+{
+	struct wharf_buf buf;
+	int result;
+
+	cr_assert_eq(wharf_buf_claim(wharf_port_pool(p.a.port), size, &buf), 0);
+	result = wharf_send_buf(p.a.port, 1, &buf);
+	cr_assert_eq(!buf.data, result >= 0);
+	wharf_buf_abandon(&buf);
+	return result;
+}
+
+/* ---- tx_lent_bytes_max ---- */
+
+Test(caps, what_is_lent_is_bounded)
+{
+	apart_open(&p, NULL, WHARF_OPT(port, .tx_lent_bytes_max = 10 * 4096), NULL);
+	wharf_port_pause(p.b.port);
+	for (unsigned i = 0; i < 10; i++)
+		cr_assert_eq(send_claim(4096), 0);
+	cr_assert_eq(send_claim(1), -EAGAIN);
+	cr_assert_eq(wharf_send_bytes(p.a.port, 1, "bytes", 5), 0, "what is not lent is not bounded");
+	apart_settle(&p);
+	cr_assert_eq(stats_of(p.a.port).tx_lent_bytes, 10 * 4096);
+	cr_assert_eq(p.a.n_writable, 0);
+	wharf_port_resume(p.b.port);
+	apart_settle(&p);
+	cr_assert_eq(p.a.n_writable, 1);
+	cr_assert_eq(p.b.n_messages, 11);
+	/* Nothing is watched any more. */
+	apart_settle(&p);
+	cr_assert_eq(send_claim(4096), 0);
+	apart_settle(&p);
+	cr_assert_eq(stats_of(p.a.port).wakes_received, 1);
+	apart_free(&p);
+}
+
+Test(caps, a_port_that_has_lent_nothing_sends_one_of_any_size)
+{
+	apart_open(&p, NULL, WHARF_OPT(port, .tx_lent_bytes_max = 1), NULL);
+	wharf_port_pause(p.b.port);
+	cr_assert_eq(send_claim(1 << 20), 0);
+	cr_assert_eq(send_claim(1), -EAGAIN);
+	wharf_port_resume(p.b.port);
+	apart_settle(&p);
+	cr_assert_eq(p.a.n_writable, 1);
+	cr_assert_eq(send_claim(2 << 20), 0);
+	apart_settle(&p);
+	cr_assert_eq(p.b.n_messages, 2);
+	apart_free(&p);
+}
+
+Test(caps, what_is_to_be_lent_counts_before_the_hello)
+{
+	apart_half(&p, NULL, WHARF_OPT(port, .tx_lent_bytes_max = 8192));
+	cr_assert_eq(send_claim(4096), 0);
+	cr_assert_eq(send_claim(4096), 0);
+	cr_assert_eq(send_claim(4096), -EAGAIN);
+	cr_assert_eq(wharf_loop_new(NULL, &p.loop_b), 0);
+	apart_end(p.loop_b, p.fds[1], &p.b, NULL);
+	apart_settle(&p);
+	cr_assert_eq(p.b.n_messages, 2);
+	cr_assert_eq(p.a.n_writable, 1);
+	apart_free(&p);
+}
+
+Test(caps, a_taken_message_stays_lent_and_its_release_is_told)
+{
+	apart_open(&p, NULL, WHARF_OPT(port, .tx_lent_bytes_max = 4096), NULL);
+	p.b.on_message = take_first;
+	cr_assert_eq(send_claim(4096), 0);
+	apart_settle(&p);
+	cr_assert_eq(send_claim(100), -EAGAIN);
+	apart_settle(&p);
+	cr_assert_eq(p.a.n_writable, 0);
+	taken_first = wharf_msg_release(taken_first);
+	apart_settle(&p);
+	cr_assert_eq(p.a.n_writable, 1);
+	cr_assert_eq(send_claim(100), 0);
+	apart_free(&p);
+}
+
+Test(caps, what_came_back_unseen_counts_when_room_is_wanted)
+{
+	apart_open(&p, NULL, WHARF_OPT(port, .tx_lent_bytes_max = 8192), NULL);
+	for (unsigned i = 0; i < 100; i++) {
+		cr_assert_eq(send_claim(8192), 0);
+		apart_settle(&p);
+	}
+	cr_assert_eq(stats_of(p.a.port).tx_again, 0);
+	apart_free(&p);
+}
+
+Test(caps, streams_and_calls_keep_to_it)
+{
+	struct wharf_buf buf;
+	wharf_call_id id;
+	uint64_t stream;
+
+	apart_open(&p, NULL, WHARF_OPT(port, .tx_lent_bytes_max = 4096), NULL);
+	wharf_port_pause(p.b.port);
+	cr_assert_eq(send_claim(4096), 0);
+	cr_assert_eq(wharf_stream_begin(p.a.port, 1, 8192, &stream), 0);
+	cr_assert_eq(wharf_buf_claim(wharf_port_pool(p.a.port), 4096, &buf), 0);
+	cr_assert_eq(wharf_stream_send_buf(p.a.port, stream, &buf, 0), -EAGAIN);
+	cr_assert_eq(wharf_call(p.a.port, &(struct wharf_out){ .parts = &(struct wharf_part){ .buf = &buf },
+		.n_parts = 1, .flags = WHARF_LAST }, NULL, &id), -EAGAIN);
+	/* Long bytes are put into chunks only as far as that is allowed: they go by copy. */
+	cr_assert_eq(wharf_stream_send(p.a.port, stream, &(struct wharf_out){ .n_parts = 1,
+		.parts = &(struct wharf_part){ .bytes = (char[4096]){ 0 }, .size = 4096 } }), 0);
+	apart_settle(&p);
+	cr_assert_eq(stats_of(p.a.port).tx_lent_bytes, 4096);
+	cr_assert_eq(p.a.n_writable, 0);
+	wharf_port_resume(p.b.port);
+	apart_settle(&p);
+	cr_assert_eq(p.a.n_writable, 1);
+	cr_assert_eq(wharf_stream_send_buf(p.a.port, stream, &buf, WHARF_LAST), 0);
+	apart_settle(&p);
+	cr_assert_eq(p.b.n_messages, 2);
+	apart_free(&p);
+}
+
+/* ---- Dropping the newest ---- */
+
+static unsigned n_done;
+
+static void done(const void *bytes, size_t size, void *user)
+{
+	(void)bytes;
+	(void)size;
+	(void)user;
+	n_done++;
+}
+
+Test(caps, a_full_port_that_drops_takes_and_counts_what_it_drops)
+{
+	static char bytes[1000], large[200000];
+	struct wharf_port_stats stats;
+	struct harness_snapshot before;
+	struct wharf_pool_info info;
+	uint64_t n_sent = 0, free_bytes;
+	int result, ends[2];
+	const char *leak;
+
+	WHARF_INIT(&info);
+	apart_open(&p, NULL, WHARF_OPT(port, .policy = WHARF_POLICY_DROP_NEWEST, .tx_queued_bytes_max = 100000),
+		WHARF_OPT(port, .rx_fds_max = 2));
+	wharf_port_pause(p.b.port);
+	do
+		result = wharf_send_bytes(p.a.port, 1, bytes, sizeof(bytes));
+	while (result == 0 && ++n_sent);
+	cr_assert_eq(result, WHARF_SENT_DROPPED);
+	/* What travels by reference waits by itself; behind it all is dropped. */
+	cr_assert_eq(wharf_send(p.a.port, &(struct wharf_out){ .n_parts = 1,
+		.parts = &(struct wharf_part){ .bytes = large, .size = sizeof(large), .done = done } }), 0);
+	cr_assert_eq(send_claim(3000), WHARF_SENT_DROPPED);
+	wharf_pool_info(wharf_port_pool(p.a.port), &info);
+	free_bytes = info.bytes_free;
+	harness_snapshot_take(&before);
+	for (unsigned i = 0; i < 10; i++) {
+		cr_assert_eq(send_claim(3000), WHARF_SENT_DROPPED);
+		cr_assert_eq(pipe(ends), 0);
+		cr_assert_eq(wharf_send(p.a.port, &(struct wharf_out){ .fds = ends, .n_fds = 2,
+			.flags = WHARF_FDS_MOVE }), WHARF_SENT_DROPPED);
+		cr_assert_eq(pipe(ends), 0);
+		cr_assert_eq(wharf_send(p.a.port, &(struct wharf_out){ .fds = ends, .n_fds = 2 }),
+			WHARF_SENT_DROPPED);
+		close(ends[0]);
+		close(ends[1]);
+		cr_assert_eq(wharf_send(p.a.port, &(struct wharf_out){ .n_parts = 1,
+			.parts = &(struct wharf_part){ .bytes = bytes, .size = 10, .done = done } }),
+			WHARF_SENT_DROPPED);
+	}
+	cr_assert_eq(n_done, 0, "never inside a send");
+	leak = harness_snapshot_diff(&before);
+	cr_assert(!leak, "%s", leak);
+	wharf_pool_info(wharf_port_pool(p.a.port), &info);
+	cr_assert_eq(info.bytes_free, free_bytes);
+	stats = stats_of(p.a.port);
+	cr_assert_eq(stats.tx_dropped, 42);
+	cr_assert_eq(stats.tx_dropped_bytes, 1000 + 11 * 3000 + 10 * 10);
+	cr_assert_eq(stats.tx_again, 0);
+	apart_settle(&p);
+	cr_assert_eq(n_done, 10);
+	wharf_port_resume(p.b.port);
+	apart_settle(&p);
+	cr_assert_eq(p.b.n_messages, n_sent + 1);
+	cr_assert_eq(n_done, 11);
+	cr_assert_eq(p.a.n_writable, 0, "nothing was refused");
+	cr_assert_eq(wharf_send_bytes(p.a.port, 1, bytes, sizeof(bytes)), 0);
+	apart_free(&p);
+}
+
+Test(caps, streams_calls_and_ends_are_not_dropped)
+{
+	int result, ends[2], again[2] = { -1, -1 };
+	wharf_call_id id;
+
+	apart_open(&p, NULL, WHARF_OPT(port, .policy = WHARF_POLICY_DROP_NEWEST, .tx_fds_max = 1),
+		WHARF_OPT(port, .rx_fds_max = 1));
+	wharf_port_pause(p.b.port);
+	cr_assert_eq(wharf_pair(ends), 0);
+	cr_assert_eq(wharf_port_pass(p.a.port, 1, ends[0]), 0);
+	cr_assert_eq(wharf_pair(again), 0);
+	result = wharf_send(p.a.port, &(struct wharf_out){ .fds = &again[0], .n_fds = 1 });
+	cr_assert_eq(result, WHARF_SENT_DROPPED);
+	cr_assert_eq(wharf_port_pass(p.a.port, 1, again[0]), -EAGAIN);
+	cr_assert_eq(wharf_call(p.a.port, &(struct wharf_out){ .fds = &again[0], .n_fds = 1,
+		.flags = WHARF_LAST }, NULL, &id), -EAGAIN);
+	cr_assert_eq(stats_of(p.a.port).tx_dropped, 1);
+	wharf_port_resume(p.b.port);
+	apart_settle(&p);
+	cr_assert_eq(p.a.n_writable, 1);
+	cr_assert_eq(wharf_port_pass(p.a.port, 1, again[0]), 0);
+	close(ends[1]);
+	close(again[1]);
+	apart_free(&p);
+}
+
+Test(caps, a_key_names_values_only)
+{
+	apart_open(&p, NULL, WHARF_OPT(port, .policy = WHARF_POLICY_DROP_NEWEST), NULL);
+	cr_assert_eq(wharf_send(p.a.port, &(struct wharf_out){ .key = 1 }), -EINVAL);
+	cr_assert_eq(wharf_send(p.b.port, &(struct wharf_out){ .key = 1 }), -EINVAL);
+	apart_free(&p);
+}
