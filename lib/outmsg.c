@@ -307,7 +307,8 @@ static void advance(struct wh_outmsg *m, const struct wh_piece *piece)
 	struct wh_outpart *part = &m->parts[m->at];
 	uint64_t size = piece->run ? part->run.size : piece->size;
 
-	part->bytes += size;
+	if (size)
+		part->bytes += size; /* NULL may stand for none */
 	part->size -= size;
 	m->left_bytes -= size;
 	m->position_bytes += size;
