@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* A metrics publisher: keep-latest to a thousand subscribers, some of them stopped; each gets the last value. */
+/* A metrics publisher: keep-latest to many subscribers, some of them stopped; each gets the last value. */
 #include <errno.h>
 #include <inttypes.h>
 #include <signal.h>
@@ -20,9 +20,8 @@
 
 enum {
 	METRICS = 1,
-	SUBSCRIBERS = 1000,
+	SUBSCRIBERS_MAX = 1000,
 	STOPPED_EACH = 10,   /* every tenth stops reading as soon as it is connected */
-	ROUNDS = 300,
 	PERIOD_MS = 10,
 	VALUES = 1000,
 };
@@ -32,6 +31,8 @@ struct metrics {
 	uint64_t last;       /* 1: no other values follow */
 	double values[VALUES];
 };
+
+static unsigned n_subscribers = 200, n_rounds = 60;
 
 static int64_t now_ns(void)
 {
@@ -43,9 +44,9 @@ static int64_t now_ns(void)
 static void raise_fd_limit(void)
 {
 	struct rlimit limit;
-	if (getrlimit(RLIMIT_NOFILE, &limit) < 0 || limit.rlim_cur >= 4 * SUBSCRIBERS)
+	if (getrlimit(RLIMIT_NOFILE, &limit) < 0 || limit.rlim_cur >= 4 * SUBSCRIBERS_MAX)
 		return;
-	limit.rlim_cur = limit.rlim_max < 4 * SUBSCRIBERS ? limit.rlim_max : 4 * SUBSCRIBERS;
+	limit.rlim_cur = limit.rlim_max < 4 * SUBSCRIBERS_MAX ? limit.rlim_max : 4 * SUBSCRIBERS_MAX;
 	setrlimit(RLIMIT_NOFILE, &limit);
 }
 
@@ -53,16 +54,8 @@ static void raise_fd_limit(void)
 
 struct publisher;
 
-/* The subscribers of one pool. Its size: each may hold one value while one more is on its way to it. */
-struct shard {
-	struct publisher *publisher;
-	wharf_pool *pool;
-	struct subscription *subscriptions;
-	struct shard *next;
-};
-
 struct subscription {
-	struct shard *shard;
+	struct publisher *publisher;
 	wharf_port *port;
 	struct subscription *next, **link;
 };
@@ -70,8 +63,9 @@ struct subscription {
 struct publisher {
 	wharf_loop *loop;
 	wharf_listener *listener;
-	struct shard *shards;
-	unsigned n_shards, n_accepted, n_subscribed;
+	wharf_pool *pool;           /* one for all: a value is written once, whoever reads it */
+	struct subscription *subscriptions;
+	unsigned n_accepted, n_subscribed;
 	uint64_t round, sent, replaced, refused, skipped;
 };
 
@@ -91,7 +85,7 @@ static void publisher_on_close(wharf_port *port, const struct wharf_reason *why,
 	(void)port;
 	(void)why;
 	struct subscription *s = user;
-	s->shard->publisher->n_subscribed--;
+	s->publisher->n_subscribed--;
 	*s->link = s->next;
 	if (s->next)
 		s->next->link = s->link;
@@ -103,70 +97,38 @@ static const struct wharf_port_ops publisher_ops = {
 	.on_close = publisher_on_close,
 };
 
-static int shard_new(struct publisher *p)
-{
-	struct shard *shard = calloc(1, sizeof *shard);
-	if (!shard)
-		return -ENOMEM;
-	int e = wharf_pool_new(WHARF_OPT(pool, .shared = 1, .bytes_max = 4 << 20, .name = "metrics"), &shard->pool);
-	if (e < 0) {
-		free(shard);
-		return e;
-	}
-	shard->publisher = p;
-	shard->next = p->shards;
-	p->shards = shard;
-	p->n_shards++;
-	return 0;
-}
-
-/* 0; -EUSERS: the shard's pool has as many ports as a pool can have; others. */
-static int shard_accept(struct shard *shard, wharf_listener *listener, struct subscription *s)
-{
-	int e = wharf_accept(listener, WHARF_OPT(port, .ops = &publisher_ops, .user = s, .pool = shard->pool,
-		.policy = WHARF_POLICY_KEEP_LATEST, .unreleased_max = 1), &s->port);
-	if (e < 0)
-		return e;
-	s->shard = shard;
-	s->next = shard->subscriptions;
-	s->link = &shard->subscriptions;
-	if (s->next)
-		s->next->link = &s->next;
-	shard->subscriptions = s;
-	return 0;
-}
-
 static void on_accept(wharf_listener *listener, const struct wharf_peer *who, void *user)
 {
 	struct publisher *p = user;
 	struct subscription *s = who->uid == getuid() ? calloc(1, sizeof *s) : NULL;
 	if (!s)
 		return; /* closed on return */
-	int e = -EUSERS;
-	for (struct shard *shard = p->shards; shard && e == -EUSERS; shard = shard->next)
-		e = shard_accept(shard, listener, s);
-	if (e == -EUSERS)
-		e = shard_new(p);
-	if (e >= 0 && !s->port)
-		e = shard_accept(p->shards, listener, s);
+	int e = wharf_accept(listener, WHARF_OPT(port, .ops = &publisher_ops, .user = s, .pool = p->pool,
+		.policy = WHARF_POLICY_KEEP_LATEST, .unreleased_max = 1), &s->port);
 	if (e < 0) {
 		fprintf(stderr, "subscriber %d: %s\n", (int)who->pid, strerror(-e));
 		free(s);
 		return;
 	}
+	s->publisher = p;
+	s->next = p->subscriptions;
+	s->link = &p->subscriptions;
+	if (s->next)
+		s->next->link = &s->next;
+	p->subscriptions = s;
 	p->n_accepted++;
 	p->n_subscribed++;
 }
 
-static void shard_publish(struct publisher *p, struct shard *shard, const struct metrics *metrics)
+static void send_to_all(struct publisher *p, const struct metrics *metrics)
 {
 	struct wharf_buf whole;
-	if (wharf_buf_claim(shard->pool, sizeof *metrics, &whole) < 0) {
+	if (wharf_buf_claim(p->pool, sizeof *metrics, &whole) < 0) {
 		p->skipped++; /* too many stopped at different values: the next round tries again */
 		return;
 	}
 	memcpy(whole.data, metrics, sizeof *metrics);
-	for (struct subscription *s = shard->subscriptions; s; s = s->next) {
+	for (struct subscription *s = p->subscriptions; s; s = s->next) {
 		struct wharf_buf one;
 		if (wharf_buf_ref(&whole, &one) < 0)
 			break;
@@ -187,11 +149,10 @@ static void publish(struct publisher *p)
 {
 	static struct metrics metrics;
 	metrics.round = ++p->round;
-	metrics.last = p->round >= ROUNDS && p->n_accepted == SUBSCRIBERS;
+	metrics.last = p->round >= n_rounds && p->n_accepted == n_subscribers;
 	for (size_t i = 0; i < VALUES; i++)
 		metrics.values[i] = (double)(metrics.round * i);
-	for (struct shard *shard = p->shards; shard; shard = shard->next)
-		shard_publish(p, shard, &metrics);
+	send_to_all(p, &metrics);
 }
 
 static const struct wharf_listener_ops listener_ops = {
@@ -202,13 +163,16 @@ static const struct wharf_listener_ops listener_ops = {
 static int publisher_run(struct publisher *p, const char *address)
 {
 	int e = wharf_loop_new(NULL, &p->loop);
+	/* Each subscriber may hold one value while one more is on its way to it; most hold the same ones. */
+	if (e >= 0)
+		e = wharf_pool_new(WHARF_OPT(pool, .shared = 1, .bytes_max = 8 << 20, .name = "metrics"), &p->pool);
 	if (e >= 0)
 		e = wharf_listen(p->loop, address, WHARF_OPT(listener, .ops = &listener_ops, .user = p), &p->listener);
 	if (e < 0)
 		return e;
 	interrupted_loop = p->loop;
 	int64_t next = now_ns();
-	while (!interrupted && (p->n_accepted < SUBSCRIBERS || p->n_subscribed)) {
+	while (!interrupted && (p->n_accepted < n_subscribers || p->n_subscribed)) {
 		if (now_ns() >= next) {
 			publish(p);
 			next = now_ns() + PERIOD_MS * MS; /* rounds that were missed are not made up for */
@@ -226,14 +190,10 @@ static void publisher_end(struct publisher *p)
 	interrupted_loop = NULL;
 	wharf_listener_close(p->listener);
 	wharf_loop_free(p->loop); /* closes whoever is left */
-	for (struct shard *shard; (shard = p->shards);) {
-		p->shards = shard->next;
-		wharf_pool_unref(shard->pool);
-		free(shard);
-	}
+	wharf_pool_unref(p->pool);
 }
 
-/* ---- A thousand subscribers in one process ---- */
+/* ---- All subscribers in one process ---- */
 
 struct subscribers;
 
@@ -245,7 +205,7 @@ struct subscriber {
 };
 
 struct subscribers {
-	struct subscriber each[SUBSCRIBERS];
+	struct subscriber each[SUBSCRIBERS_MAX];
 	unsigned n_open, n_finished, n_wrong;
 	uint64_t values;
 };
@@ -300,7 +260,7 @@ static int subscriber_connect(struct subscriber *s, wharf_loop *loop, const char
 
 static int subscribe_all(struct subscribers *all, const char *address, wharf_loop *loop)
 {
-	for (size_t i = 0; i < SUBSCRIBERS; i++) {
+	for (size_t i = 0; i < n_subscribers; i++) {
 		struct subscriber *s = &all->each[i];
 		*s = (struct subscriber){ .all = all, .stopped = i % STOPPED_EACH == 0 };
 		int e;
@@ -319,10 +279,10 @@ static int subscribe_all(struct subscribers *all, const char *address, wharf_loo
 static int subscribers_run(struct subscribers *all, const char *address, wharf_loop *loop)
 {
 	int e = subscribe_all(all, address, loop);
-	unsigned n_stopped = SUBSCRIBERS / STOPPED_EACH;
+	unsigned n_stopped = (n_subscribers + STOPPED_EACH - 1) / STOPPED_EACH;
 	while (e >= 0 && all->n_open > n_stopped)
 		e = wharf_loop_step(loop, -1);
-	for (size_t i = 0; i < SUBSCRIBERS && e >= 0; i++) /* all others have the last value: now these want it, too */
+	for (size_t i = 0; i < n_subscribers && e >= 0; i++) /* all others have the last value: now these want it, too */
 		if (all->each[i].port)
 			wharf_port_resume(all->each[i].port);
 	while (e >= 0 && all->n_open)
@@ -339,17 +299,34 @@ static int subscribers_main(const char *address)
 	if (e >= 0)
 		e = subscribers_run(&all, address, loop);
 	wharf_loop_free(loop);
-	printf("subscribers: %" PRIu64 " values, %u of %d got the last one, %u wrong\n", all.values, all.n_finished,
-		SUBSCRIBERS, all.n_wrong);
+	printf("subscribers: %" PRIu64 " values, %u of %u got the last one, %u wrong\n", all.values, all.n_finished,
+		n_subscribers, all.n_wrong);
 	fflush(stdout);
 	if (e < 0)
 		fprintf(stderr, "subscribers: %s\n", strerror(-e));
-	return e < 0 || all.n_wrong || all.n_finished != SUBSCRIBERS ? EXIT_FAILURE : EXIT_SUCCESS;
+	return e < 0 || all.n_wrong || all.n_finished != n_subscribers ? EXIT_FAILURE : EXIT_SUCCESS;
 }
 
-int main(void)
+static int usage(const char *program, FILE *to)
+{
+	fprintf(to, "usage: %s [SUBSCRIBERS [ROUNDS]]  (1 to %d subscribers, default %u; default %u rounds)\n", program,
+		SUBSCRIBERS_MAX, n_subscribers, n_rounds);
+	return to == stdout ? EXIT_SUCCESS : 2;
+}
+
+int main(int argc, char **argv)
 {
 	char address[64];
+	if (argc > 1 && !strcmp(argv[1], "-h"))
+		return usage(argv[0], stdout);
+	if (argc > 3 || (argc > 1 && (atoi(argv[1]) < 1 || atoi(argv[1]) > SUBSCRIBERS_MAX)) ||
+	    (argc > 2 && atoi(argv[2]) < 1))
+		return usage(argv[0], stderr);
+	if (argc > 1)
+		n_subscribers = (unsigned)atoi(argv[1]);
+	if (argc > 2)
+		n_rounds = (unsigned)atoi(argv[2]);
+
 	snprintf(address, sizeof address, "@wharf-metrics-%d", (int)getpid());
 	sigaction(SIGINT, &(struct sigaction){ .sa_handler = on_interrupt }, NULL);
 	sigaction(SIGCHLD, &(struct sigaction){ .sa_handler = on_interrupt }, NULL);
@@ -372,9 +349,9 @@ int main(void)
 		kill(child, SIGTERM);
 	waitpid(child, &status, 0);
 
-	printf("%" PRIu64 " rounds in %u pools: %" PRIu64 " sent, %" PRIu64 " of them replaced an older value, %" PRIu64
+	printf("%" PRIu64 " rounds: %" PRIu64 " sent, %" PRIu64 " of them replaced an older value, %" PRIu64
 		" refused, %" PRIu64 " skipped\n",
-		publisher.round, publisher.n_shards, publisher.sent, publisher.replaced, publisher.refused,
+		publisher.round, publisher.sent, publisher.replaced, publisher.refused,
 		publisher.skipped);
 	if (e < 0)
 		fprintf(stderr, "publisher: %s\n", strerror(-e));
