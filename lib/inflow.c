@@ -531,7 +531,7 @@ void wh_flow_on_abort(struct wharf_port *port, const struct wh_abort *abort)
 	struct wh_flow *flow = wh_flow_find(port, theirs ? WH_FLOW_STREAM_IN : WH_FLOW_STREAM_OUT, abort->stream);
 	uint64_t id = (theirs ? WH_STREAM_THEIRS : WH_STREAM_OURS) | abort->stream;
 
-	if (theirs)
+	if (theirs && !flow)
 		wh_port_drop_held_stream(port, abort->stream);
 	if (!theirs && abort->code == WH_ABORT_DONE && flow) {
 		wh_port_violation(port, "it is done with a stream that has not ended");

@@ -180,6 +180,7 @@ struct wharf_port {
 	struct wh_list held;
 	uint32_t n_held;
 	uint64_t n_delivered;            /* of those that were held */
+	uint32_t vain_aborts;            /* of streams that nothing held belongs to, since something is held */
 	uint32_t n_held_fds;
 	struct wh_list ready;
 	uint16_t n_lost;                 /* slots of the peer that are announced, and whose descriptors were lost */

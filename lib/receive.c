@@ -304,7 +304,8 @@ static void free_held(struct wharf_port *port, struct wh_held *held)
 {
 	wh_fds_close(held->fds, held->n_fds);
 	wh_list_remove(&held->link);
-	port->n_held--;
+	if (!--port->n_held)
+		port->vain_aborts = 0;
 	port->n_delivered++;
 	port->n_held_fds -= held->n_fds;
 	free(held);
@@ -353,14 +354,21 @@ void wh_port_look_for_end(struct wharf_port *port)
 
 void wh_port_drop_held_stream(struct wharf_port *port, uint32_t stream)
 {
+	/* What is behind its beginning is dropped as of a stream that is not there. */
 	for (struct wh_list *node = port->held.next; node != &port->held; node = node->next) {
 		struct wh_held *held = wh_container_of(node, struct wh_held, link);
 		const struct wh_record *end = wh_frame_end(held->frame);
 		struct wh_record *r = (struct wh_record *)(held->frame + held->offset);
 		for (; r != end; r = (struct wh_record *)((char *)r + r->size))
-			if (r->kind == WH_RECORD_MESSAGE && ((struct wh_message_record *)r)->stream == stream)
+			if (r->kind == WH_RECORD_MESSAGE && r->flags & WH_RECORD_FIRST &&
+				((struct wh_message_record *)r)->stream == stream) {
 				r->flags |= WH_RECORD_DROPPED;
+				return;
+			}
 	}
+	/* An end may cross ours, but not more often than there can be streams: each look in vain costs all that is held. */
+	if (port->n_held && ++port->vain_aborts > WH_STREAMS_MAX)
+		wh_port_violation(port, "it gives up streams that it has not begun");
 }
 
 void wh_port_drop_held_call(struct wharf_port *port, uint64_t id)
