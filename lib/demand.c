@@ -148,6 +148,9 @@ static void look_who_waits_for_release(struct wharf_port *port)
 
 	for (const struct wh_list *node = port->blocked_flows.next; node != &port->blocked_flows; node = node->next)
 		any |= waits_for_release(wh_container_of(node, struct wh_flow, out.blocked));
+	/* What came back before the mark brings no wake. */
+	if (any && !port->lent_refused)
+		wh_port_chore(port);
 	port->lent_refused = any;
 	wh_port_watch_lease(port);
 }
@@ -177,7 +180,7 @@ void wh_port_room(struct wharf_port *port)
 	tell |= port->posting.writable;
 	port->posting.writable = false;
 	tell |= unblock_flows(port);
-	if (port->lent_refused && port->state < WH_PORT_ENDING)
+	if (port->tx_lent_bytes_max && port->state < WH_PORT_ENDING)
 		look_who_waits_for_release(port);
 	tell |= unblock_starts(port);
 	if (tell && port->ops.on_writable && port->state <= WH_PORT_OPEN)

@@ -218,6 +218,7 @@ void wh_flow_leave(struct wh_flow *flow, uint32_t code, uint32_t app_code)
 {
 	bool theirs = flow->kind == WH_FLOW_STREAM_IN || flow->kind == WH_FLOW_ANSWER;
 	struct wharf_port *port = flow->port;
+	bool too_many = false;
 
 	wh_assert(flow->listed && !flow->farewell);
 	/* What the peer has never heard of needs no farewell. */
@@ -227,11 +228,16 @@ void wh_flow_leave(struct wh_flow *flow, uint32_t code, uint32_t app_code)
 		flow->farewell_app_code = app_code;
 		wh_list_append(&port->farewells, &wh_flow_ref(flow)->farewells);
 		wh_port_dirty(port);
+		/* More than can be under way, and than a whole window can begin: only who does not read gets there. */
+		too_many = theirs && ++port->n_farewells > port->flows_max[WH_FLOW_STREAM_IN] +
+			port->flows_max[WH_FLOW_ANSWER] + WH_WINDOW_MAX * (port->limits.frame_bytes_max / 16);
 	}
 	if (theirs || !flow->farewell)
 		wh_flow_unlist(flow);
 	else
 		wh_flow_rest(flow);
+	if (too_many)
+		wh_port_violation(port, "it begins ever more, and does not read how that ended");
 }
 
 void wh_flows_fini(struct wharf_port *port)

@@ -229,7 +229,7 @@ void wh_latest_look(struct wharf_port *port)
 	do {
 		holds = settle(port);
 		watched = port->watched;
-		latest->watches = holds && latest->n_waiting && port->plain.out.credit_bytes <= 0;
+		latest->watches = holds && port->plain.out.first && port->plain.out.credit_bytes <= 0;
 		wh_port_watch_lease(port);
 	} while (port->watched && !watched); /* what came back before the mark brings no wake */
 	if (port->plain.out.credit_bytes > before)

@@ -201,6 +201,8 @@ void wh_outflow_append(struct wh_flow *flow, struct wh_outmsg *m)
 	link_message(flow, flow->out.end, m, NULL);
 	if (m->is_value)
 		wh_latest_queued(flow->port, m);
+	else if (flow == &flow->port->plain && flow->port->latest)
+		wh_latest_look(flow->port); /* an end that is passed waits for the same credit */
 	wh_outflow_look(flow);
 }
 
@@ -209,6 +211,8 @@ void wh_outflow_replace(struct wh_flow *flow, struct wh_outmsg *older, struct wh
 	count_out(flow, older);
 	link_message(flow, older->link, m, older->next);
 	wh_latest_replaced(flow->port, older, m);
+	if (older->posted)
+		wh_port_dirty(flow->port); /* settles its cost: threads may wait for the room */
 	wh_outmsg_drop(flow->port, older);
 }
 

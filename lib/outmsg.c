@@ -170,12 +170,13 @@ static void let_go(struct wharf_port *port, struct wh_outmsg *m)
 
 void wh_port_run_done(struct wharf_port *port)
 {
-	struct wh_outmsg *m;
+	struct wh_outmsg *m = port->done, *next;
 
-	while ((m = port->done)) {
-		port->done = m->next;
-		if (!port->done)
-			port->done_end = &port->done;
+	/* What its callbacks let go of is the next turn's: they may send again. */
+	port->done = NULL;
+	port->done_end = &port->done;
+	for (; m; m = next) {
+		next = m->next;
 		for (unsigned i = 0; i < m->n_parts; i++)
 			if (m->parts[i].done)
 				m->parts[i].done(m->parts[i].begin, m->parts[i].whole, m->parts[i].user);

@@ -180,6 +180,7 @@ struct wharf_port {
 	struct wh_list held;
 	uint32_t n_held;
 	uint64_t n_delivered;            /* of those that were held */
+	uint32_t n_farewells;            /* of what the peer began */
 	uint32_t vain_aborts;            /* of streams that nothing held belongs to, since something is held */
 	uint32_t n_held_fds;
 	struct wh_list ready;
