@@ -407,7 +407,8 @@ enum { /* why a stream was given up */
 	WHARF_ABORT_SENDER = 1,    /* wharf_stream_abort of its sender, or it closes */
 	WHARF_ABORT_READER = 2,    /* wharf_stream_abort of its reader */
 	WHARF_ABORT_VIOLATION = 3, /* it broke the protocol */
-	WHARF_ABORT_ROOM = 4,      /* its reader has too much in pieces at once: rx_assembly_bytes_max, or no memory */
+	/* its reader has too much in pieces at once: rx_assembly_bytes_max, 253 descriptors, or no memory */
+	WHARF_ABORT_ROOM = 4,
 };
 
 struct wharf_port_options {

@@ -217,8 +217,10 @@ void wh_flow_drop_pieces(struct wh_flow *flow)
 	if (!a)
 		return;
 	flow->in.assembly = NULL;
-	if (flow->kind != WH_FLOW_PLAIN)
+	if (flow->kind != WH_FLOW_PLAIN) {
 		flow->port->assembly_bytes -= a->capacity_bytes;
+		flow->port->assembly_fds -= a->n_fds;
+	}
 	wh_fds_close(a->fds, a->n_fds);
 	free(a->memory);
 	free(a);
@@ -280,6 +282,8 @@ static const char *begin_assembly(
 	if (!port->pieces) {
 		a->n_fds = in->n_fds;
 		take_fds(rx, in->n_fds, a->fds, &a->fds_lost);
+		if (flow->kind != WH_FLOW_PLAIN)
+			port->assembly_fds += a->n_fds;
 	}
 	flow->in.assembly = a;
 	return NULL;
@@ -310,8 +314,10 @@ static void deliver_assembled(struct wh_flow *flow, const struct wh_record *r)
 	m.pub.sent_ns = a->sent_ns;
 	/* A handler may end the flow: what is delivered is no longer its. */
 	flow->in.assembly = NULL;
-	if (flow->kind != WH_FLOW_PLAIN)
+	if (flow->kind != WH_FLOW_PLAIN) {
 		flow->port->assembly_bytes -= a->capacity_bytes;
+		flow->port->assembly_fds -= a->n_fds;
+	}
 	flow->port->stats.rx_fds += a->n_fds;
 	wh_flow_deliver(flow, &m);
 	wh_fds_close(a->fds, a->n_fds);
@@ -344,7 +350,10 @@ static const char *take_piece(struct wh_flow *flow, const struct wh_record *r, c
 	}
 	if (a->position_bytes + bytes > port->limits.message_bytes_max)
 		return "pieces: a message larger than we take";
-	if (!assembly_reserve(flow, a->total_bytes == UINT64_MAX ? a->position_bytes + bytes : a->total_bytes)) {
+	/* Descriptors wait here beyond the frame that brought them: they have a cap as bytes have. */
+	if ((r->flags & WH_RECORD_FIRST && a->n_fds && flow->kind != WH_FLOW_PLAIN &&
+		    port->assembly_fds > WH_WIRE_FDS_MAX) ||
+		!assembly_reserve(flow, a->total_bytes == UINT64_MAX ? a->position_bytes + bytes : a->total_bytes)) {
 		if (flow->kind == WH_FLOW_STREAM_IN)
 			abort_in(flow, WH_ABORT_ROOM);
 		else if (flow->kind != WH_FLOW_PLAIN)
@@ -381,7 +390,9 @@ void wh_flow_take(struct wh_flow *flow, const struct wh_record *r, struct wh_rx 
 	uint64_t bytes = bytes_of(r, &in);
 	const char *why = NULL;
 
-	if ((r->flags & whole) != whole)
+	if (flow->in.ended)
+		why = "a message behind the last";
+	else if ((r->flags & whole) != whole)
 		why = take_piece(flow, r, &in, rx, bytes);
 	else if (flow->in.assembly)
 		why = "pieces: a message within another";
@@ -514,14 +525,10 @@ void wh_flow_arrive(struct wharf_port *port, const struct wh_record *r, struct w
 		}
 		wh_flow_charge_in(flow, wh_flow_charge(bytes_of(r, &in)));
 	}
-	if (inflow->ended) {
-		wh_port_release_runs(port, r);
-		violation(flow, "a message behind the last");
-	} else if (inflow->paused || !wh_list_empty(&inflow->aside)) {
+	if (inflow->paused || !wh_list_empty(&inflow->aside))
 		wh_flow_put_aside(flow, r, rx);
-	} else {
+	else
 		wh_flow_take(flow, r, rx);
-	}
 	wh_flow_unref(flow);
 }
 

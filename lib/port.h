@@ -150,6 +150,7 @@ struct wharf_port {
 	struct wh_list resumed;          /* flows with records to deliver */
 	uint64_t queued_messages, queued_bytes; /* of all flows, not yet in frames */
 	uint64_t assembly_bytes, assembly_bytes_max;
+	uint32_t assembly_fds;           /* that wait in those of streams and calls */
 	uint32_t n_aside, n_aside_fds;   /* records that wait in paused flows, and their descriptors */
 	uint32_t blocked_starts;         /* kinds of flows of which one could not begin for want of a number, as bits */
 	bool tx_inline;                  /* no shared memory this way: the peer maps none, or it is not wanted */

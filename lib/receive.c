@@ -50,6 +50,10 @@ static void on_bye(struct wharf_port *port, const struct wh_bye *bye)
 		wh_port_progress(port);
 		break;
 	case WH_BYE_ABORT:
+		/* What was resumed in this turn had arrived before. */
+		wh_port_deliver_resumed(port);
+		if (port->state >= WH_PORT_ENDING)
+			break;
 		wh_port_end(port, WHARF_CLOSE_PEER_ABORTED, 0, "%s", bye->text);
 		wh_calls_on_bye(port, bye->last_call);
 		port->reason.app_code = bye->app_code;
@@ -428,8 +432,10 @@ static void receive(struct wharf_port *port, struct wh_event *event)
 	if (!event->truncated)
 		error = wh_frame_check(event->bytes, event->size, event->n_fds, event->fds_lost, &port->limits, &why);
 	/* Frames in front of one that ends the port have arrived in good order. */
-	if (error)
+	if (error) {
+		wh_port_deliver_resumed(port);
 		deliver_held(port, true);
+	}
 	if (error == -EPROTONOSUPPORT) {
 		wh_port_fail(port, WHARF_CLOSE_MISMATCH, EPROTONOSUPPORT, WH_BYE_MISMATCH,
 			"another version of the protocol", "the peer speaks another version of the protocol");

@@ -236,6 +236,19 @@ Test(hostile_call, a_message_behind_the_last)
 	cr_assert_eq(answerer.end.reason, WHARF_END_PEER_GONE);
 }
 
+Test(hostile_call, a_message_behind_the_last_that_waits)
+{
+	begin(NULL);
+	say(WH_RECORD_CALL, WHOLE, ID, 0, "x");
+	cr_assert_eq(wharf_call_pause(p.a.port, answerer.id), 0);
+	say(WH_RECORD_CALL, END, ID, 0, "x");
+	say(WH_RECORD_CALL, WHOLE, ID, 0, "x");
+	cr_assert_eq(wharf_call_resume(p.a.port, answerer.id), 0);
+	settle(p.loop);
+	cr_assert(answerer.flags & WHARF_MSG_LAST, "it was the last that the answering side was given");
+	violates("behind the last");
+}
+
 Test(hostile_call, more_calls_than_it_was_told)
 {
 	begin(WHARF_OPT(port, .rx_calls_max = 3));

@@ -524,3 +524,19 @@ Test(hostile_stream, ends_of_nothing_are_borne_as_long_as_they_may_be_honest)
 	cr_assert_eq(p.a.reason.code, WHARF_CLOSE_VIOLATION);
 	close_hostile();
 }
+
+Test(hostile_stream, descriptors_of_beginnings_are_bounded)
+{
+	int fds[100];
+
+	for (unsigned i = 0; i < 100; i++)
+		fds[i] = STDERR_FILENO;
+	open_hostile(WHARF_OPT(port, .rx_fds_max = 100));
+	for (uint32_t i = 0; i < 3; i++)
+		put_with(FIRST, 1u << WH_STREAM_INDEX_BITS | i, UINT64_MAX, 10, INLINE, fds, 100);
+	cr_assert_eq(p.a.n_closed, 0, "%s", p.a.reason_text);
+	cr_assert_eq(abort_code(1u << WH_STREAM_INDEX_BITS | 2), WH_ABORT_ROOM, "more than 253 wait");
+	put_with(FIRST, 1u << WH_STREAM_INDEX_BITS | 3, UINT64_MAX, 10, INLINE, fds, 50);
+	cr_assert_eq(p.a.port->assembly_fds, 250);
+	close_hostile();
+}
