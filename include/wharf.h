@@ -431,7 +431,8 @@ struct wharf_port_options {
 	uint32_t unreleased_max;      /* keep-latest: values with the peer; default 1. -EINVAL with another policy */
 
 	/* What this end takes: told to the peer, and a violation if passed. */
-	uint64_t rx_mapped_bytes_max; /* of the peer's segments mapped here; default 1 GiB */
+	/* of the peer's segments mapped here; default 1 GiB. Not those that it took back while taken messages lie in them */
+	uint64_t rx_mapped_bytes_max;
 	uint64_t rx_bytes_max;        /* largest message delivered whole; default 64 MiB. Does not bind pieces */
 	uint64_t rx_assembly_bytes_max; /* of streams and calls whose pieces are put together; default twice rx_bytes_max */
 	uint64_t rx_stream_bytes_max; /* of each stream or call: arrived, and not given back by the reader; default 4 MiB */
