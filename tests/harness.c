@@ -197,6 +197,14 @@ static void limit_fds(rlim_t most)
 		broken("RLIMIT_NOFILE");
 }
 
+bool harness_raise_fds(unsigned n)
+{
+	struct rlimit limit;
+
+	limit_fds(RLIM_INFINITY);
+	return !getrlimit(RLIMIT_NOFILE, &limit) && limit.rlim_cur >= n;
+}
+
 void harness_limit_fds(unsigned more)
 {
 	int lowest_free;

@@ -41,6 +41,7 @@ size_t harness_count_maps(const char *name);
 /* Lets this process open `more` descriptors, and no further ones; or as many as it ever may. */
 void harness_limit_fds(unsigned more);
 void harness_unlimit_fds(void);
+bool harness_raise_fds(unsigned n); /* may it have so many? Raises its own limit as far as that goes */
 
 /* ---- Children ------------------------------------------------------------------------------------------------- */
 

@@ -116,6 +116,9 @@ Test(latest_many, a_hundred_that_stopped_keep_nothing_from_the_others)
 	uint64_t replaced = 0, received = 0, number = 0;
 	struct wharf_pool_info info;
 
+	/* Both ends of each, and for a while two descriptors of what each is told. */
+	if (!harness_raise_fds(6 * PORTS))
+		cr_skip_test("a thousand ports take 6000 descriptors");
 	open_all();
 	/* They stop one after the other, at different values. */
 	for (unsigned round = 0; round < ROUNDS; round++) {
