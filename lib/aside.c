@@ -67,9 +67,11 @@ static bool aside_uses(const struct wh_flow *flow, uint16_t slot)
 
 bool wh_flows_use_slot(const struct wharf_port *port, uint16_t slot)
 {
+	const struct wh_flow *flow;
+
 	for (unsigned kind = 0; port->n_aside && kind < WH_FLOW_KINDS; kind++)
-		for (uint32_t i = 0; i < port->flows[kind].n_slots; i++)
-			if (port->flows[kind].flows[i] && aside_uses(port->flows[kind].flows[i], slot))
+		for (uint32_t at = 0; (flow = wh_flow_next(&port->flows[kind], &at));)
+			if (aside_uses(flow, slot))
 				return true;
 	return false;
 }

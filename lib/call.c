@@ -150,12 +150,12 @@ static struct wharf_end end_of_port(const struct wharf_port *port)
 void wh_calls_end_all(struct wharf_port *port)
 {
 	static const enum wh_flow_kind kinds[] = { WH_FLOW_CALL, WH_FLOW_ANSWER };
+	struct wh_flow *flow;
 
 	for (unsigned k = 0; k < wh_array_len(kinds); k++)
-		for (uint32_t i = 0; i < port->flows[kinds[k]].n_slots; i++) {
-			struct wh_flow *flow = port->flows[kinds[k]].flows[i];
+		for (uint32_t at = 0; (flow = wh_flow_next(&port->flows[kinds[k]], &at));) {
 			/* One whose end was told keeps that. */
-			if (flow && flow->listed && !wh_delegate_outlives_port(wh_call_of(flow)))
+			if (flow->listed && !wh_delegate_outlives_port(wh_call_of(flow)))
 				wh_call_finish(wh_call_of(flow),
 					wh_call_of(flow)->behind ? wh_call_of(flow)->end : end_of_port(port), 0);
 		}
@@ -163,16 +163,16 @@ void wh_calls_end_all(struct wharf_port *port)
 
 void wh_calls_on_bye(struct wharf_port *port, uint64_t last_call)
 {
+	struct wh_flow *flow;
+
 	port->said_last_call = true;
 	port->last_call = last_call;
 	/* Those that ended with the port learn the same. */
 	if (port->state >= WH_PORT_ENDING)
 		return;
-	for (uint32_t i = 0; i < port->flows[WH_FLOW_CALL].n_slots; i++) {
-		struct wh_flow *flow = port->flows[WH_FLOW_CALL].flows[i];
-		if (flow && flow->listed && wh_call_is_newer(flow->id, last_call))
+	for (uint32_t at = 0; (flow = wh_flow_next(&port->flows[WH_FLOW_CALL], &at));)
+		if (flow->listed && wh_call_is_newer(flow->id, last_call))
 			wh_call_finish(wh_call_of(flow), (struct wharf_end){ .reason = WHARF_END_CLOSED }, 0);
-	}
 }
 
 void wh_call_give_up(struct wh_flow *flow)

@@ -133,7 +133,7 @@ static bool unblock_flows(struct wharf_port *port)
 		struct wh_flow *flow = wh_container_of(node, struct wh_flow, out.blocked);
 		if (!unblocked(flow))
 			wh_list_append(&port->blocked_flows, node);
-		else if (flow->kind == WH_FLOW_CALL || flow->kind == WH_FLOW_ANSWER)
+		else if (wh_flow_is_call(flow))
 			wh_call_writable(flow);
 		else
 			tell = true;

@@ -80,11 +80,6 @@ static struct wh_flow *allocate(struct wharf_loop *loop, enum wh_flow_kind kind,
 	return flow;
 }
 
-bool wh_flow_idle(const struct wh_flow *flow)
-{
-	return !flow->out.first && !flow->in.assembly && wh_list_empty(&flow->in.aside);
-}
-
 /* False: no memory. */
 static bool table_grow(struct wharf_port *port, struct wh_flow_table *table, uint32_t n_slots)
 {
@@ -216,7 +211,7 @@ void wh_flow_unlist(struct wh_flow *flow)
 
 void wh_flow_leave(struct wh_flow *flow, uint32_t code, uint32_t app_code)
 {
-	bool theirs = flow->kind == WH_FLOW_STREAM_IN || flow->kind == WH_FLOW_ANSWER;
+	bool theirs = wh_flow_is_theirs(flow);
 	struct wharf_port *port = flow->port;
 	bool too_many = false;
 
@@ -249,13 +244,12 @@ void wh_flows_fini(struct wharf_port *port)
 	wh_flow_drop_input(&port->plain);
 	for (unsigned kind = 0; kind < WH_FLOW_KINDS; kind++) {
 		struct wh_flow_table *table = &port->flows[kind];
-		for (uint32_t i = 0; i < table->n_slots; i++)
-			if (table->flows[i]) {
-				struct wh_flow *flow = table->flows[i];
-				if (flow->listed)
-					wh_flow_rest(flow);
-				wh_flow_vacate(flow);
-			}
+		struct wh_flow *flow;
+		for (uint32_t at = 0; (flow = wh_flow_next(table, &at));) {
+			if (flow->listed)
+				wh_flow_rest(flow);
+			wh_flow_vacate(flow);
+		}
 		wh_loop_dealloc(port->source.loop, table->flows);
 		*table = (struct wh_flow_table){ .sequence = table->sequence };
 	}
@@ -300,11 +294,12 @@ bool wh_port_flows_fit(const struct wharf_port *port, const struct wh_hello *the
 /* Nothing was encoded before: what the flows had on trust becomes what they have. */
 static void take_credit(struct wh_flow_table *table, int64_t more_bytes)
 {
-	for (uint32_t i = 0; i < table->n_slots; i++)
-		if (table->flows[i]) {
-			table->flows[i]->out.credit_bytes += more_bytes;
-			wh_outflow_look(table->flows[i]);
-		}
+	struct wh_flow *flow;
+
+	for (uint32_t at = 0; (flow = wh_flow_next(table, &at));) {
+		flow->out.credit_bytes += more_bytes;
+		wh_outflow_look(flow);
+	}
 }
 
 void wh_port_flows_on_hello(struct wharf_port *port, const struct wh_hello *theirs)
@@ -323,11 +318,11 @@ void wh_port_flows_on_hello(struct wharf_port *port, const struct wh_hello *thei
 void wh_flows_give_up(struct wharf_port *port)
 {
 	static const enum wh_flow_kind kinds[] = { WH_FLOW_STREAM_OUT, WH_FLOW_CALL };
+	struct wh_flow *flow;
 
 	for (unsigned k = 0; k < wh_array_len(kinds); k++)
-		for (uint32_t i = 0; i < port->flows[kinds[k]].n_slots; i++) {
-			struct wh_flow *flow = port->flows[kinds[k]].flows[i];
-			if (!flow || !flow->listed || flow->out.ended)
+		for (uint32_t at = 0; (flow = wh_flow_next(&port->flows[kinds[k]], &at));) {
+			if (!flow->listed || flow->out.ended)
 				continue;
 			if (flow->kind == WH_FLOW_CALL)
 				wh_call_give_up(flow);
@@ -382,18 +377,13 @@ void wh_flow_returned(struct wh_flow *flow, uint64_t charge_bytes)
 void wh_port_collect_returned(struct wharf_port *port)
 {
 	static const enum wh_flow_kind kinds[] = { WH_FLOW_STREAM_IN, WH_FLOW_CALL, WH_FLOW_ANSWER };
+	struct wh_flow *flow;
 
-	for (unsigned k = 0; k < wh_array_len(kinds); k++) {
-		struct wh_flow_table *table = &port->flows[kinds[k]];
-		for (uint32_t i = 0; i < table->n_slots; i++) {
-			struct wh_flow *flow = table->flows[i];
-			uint64_t bytes;
-			if (!flow || !atomic_load_explicit(&flow->in.returned_bytes, memory_order_relaxed))
-				continue;
-			bytes = atomic_exchange_explicit(&flow->in.returned_bytes, 0, memory_order_relaxed);
-			wh_flow_give_back(flow, bytes);
-		}
-	}
+	for (unsigned k = 0; k < wh_array_len(kinds); k++)
+		for (uint32_t at = 0; (flow = wh_flow_next(&port->flows[kinds[k]], &at));)
+			if (atomic_load_explicit(&flow->in.returned_bytes, memory_order_relaxed))
+				wh_flow_give_back(flow, atomic_exchange_explicit(&flow->in.returned_bytes, 0,
+								memory_order_relaxed));
 }
 
 void wh_flow_on_credit(struct wharf_port *port, const struct wh_credit *credit)

@@ -127,7 +127,28 @@ void wh_calls_free_spare(struct wharf_loop *loop);
 
 /* An embedded one, of the kind PLAIN, with one reference that is never dropped. */
 void wh_flow_init(struct wh_flow *flow, struct wharf_port *port, enum wh_flow_kind kind, uint64_t id);
-bool wh_flow_idle(const struct wh_flow *flow); /* nothing of it waits, in either direction */
+
+static inline bool wh_flow_is_call(const struct wh_flow *flow)
+{
+	return flow->kind == WH_FLOW_CALL || flow->kind == WH_FLOW_ANSWER;
+}
+
+/* Begun by the peer. */
+static inline bool wh_flow_is_theirs(const struct wh_flow *flow)
+{
+	return flow->kind == WH_FLOW_STREAM_IN || flow->kind == WH_FLOW_ANSWER;
+}
+
+/* The next flow from *at on, which begins at 0; NULL: there is none. The one returned may end meanwhile. */
+static inline struct wh_flow *wh_flow_next(const struct wh_flow_table *table, uint32_t *at)
+{
+	while (*at < table->n_slots) {
+		struct wh_flow *flow = table->flows[(*at)++];
+		if (flow)
+			return flow;
+	}
+	return NULL;
+}
 
 /*
  * Makes one in a structure of so many bytes, zeroed behind the flow, and enters it: one of ours (id 0) gets its id, a

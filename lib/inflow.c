@@ -141,7 +141,7 @@ static uint64_t handle_of(const struct wh_flow *flow)
 
 static struct wharf_msg head_of(const struct wh_flow *flow, const struct wh_record *r)
 {
-	bool call = flow->kind == WH_FLOW_CALL || flow->kind == WH_FLOW_ANSWER;
+	bool call = wh_flow_is_call(flow);
 
 	return (struct wharf_msg){ .type = ((const struct wh_message_record *)r)->type,
 		.flags = (r->flags & WH_RECORD_END ? WHARF_MSG_LAST : 0) |
@@ -192,7 +192,7 @@ static void deliver_in_place(struct wh_flow *flow, const struct wh_record *r, co
 		m.pub.type = a->type;
 		m.pub.flags |= WHARF_MSG_FRAGMENT;
 		/* Of a call only its end is the last: its messages have a length. */
-		if (r->flags & WH_RECORD_LAST && flow->kind != WH_FLOW_CALL && flow->kind != WH_FLOW_ANSWER)
+		if (r->flags & WH_RECORD_LAST && !wh_flow_is_call(flow))
 			m.pub.flags |= WHARF_MSG_LAST;
 		m.pub.total_bytes = a->total_bytes;
 		m.pub.position_bytes = a->position_bytes - m.pub.size;

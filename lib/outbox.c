@@ -438,12 +438,12 @@ void wh_fds_close(const int *fds, size_t n)
 void wh_port_drop_output(struct wharf_port *port)
 {
 	struct wharf_loop *loop = port->source.loop;
+	struct wh_flow *flow;
 
 	wh_outflow_drop(&port->plain);
 	for (unsigned kind = 0; kind < WH_FLOW_KINDS; kind++)
-		for (uint32_t i = 0; i < port->flows[kind].n_slots; i++)
-			if (port->flows[kind].flows[i])
-				wh_outflow_drop(port->flows[kind].flows[i]);
+		for (uint32_t at = 0; (flow = wh_flow_next(&port->flows[kind], &at));)
+			wh_outflow_drop(flow);
 	/* Runs of encoded messages stay lent: the lease settles them when it is detached. */
 	while (port->frames)
 		wh_outframe_free(loop, take_frame(port));

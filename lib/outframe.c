@@ -157,7 +157,7 @@ static void encode_farewells(struct wharf_port *port, const struct wh_outframe *
 		if (!encode_farewell(encoder, flow))
 			return;
 		wh_list_remove(node);
-		port->n_farewells -= flow->kind == WH_FLOW_STREAM_IN || flow->kind == WH_FLOW_ANSWER;
+		port->n_farewells -= wh_flow_is_theirs(flow);
 		flow->farewell = false;
 		wh_flow_vacate(flow);
 		wh_flow_unref(flow);

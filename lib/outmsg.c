@@ -379,7 +379,7 @@ static struct wh_message_out record_of(const struct wh_outmsg *m, const struct w
 		.type = m->type,
 		.stream = flow->kind == WH_FLOW_STREAM_OUT ? (uint32_t)flow->id : 0,
 		.position = m->first ? m->total_bytes : m->position_bytes,
-		.call = flow->kind == WH_FLOW_CALL || flow->kind == WH_FLOW_ANSWER ? flow->id : 0,
+		.call = wh_flow_is_call(flow) ? flow->id : 0,
 		.pieces = pieces,
 	};
 }
