@@ -24,11 +24,7 @@ struct request {
 
 struct link {
 	struct endpoint endpoint; /* first */
-	size_t size;          /* of what this side sends */
-	char *bytes;          /* a payload that travels inline; else NULL */
-	struct wharf_buf buf; /* written, and not accepted yet */
-	bool written;         /* bytes or buf holds the payload that is due */
-	bool stuck;           /* there was no room; on_writable follows */
+	bool stuck; /* there was no room; on_writable follows */
 
 	/* The calling side */
 	struct call *calls, *first_free;
@@ -40,42 +36,11 @@ struct link {
 	uint64_t answered;
 };
 
-/* Claims and writes what is due. 0; -EAGAIN: no room; else told to the side. */
-static int prepare(struct side *side, uint64_t seq)
+static struct wharf_part part_of(struct endpoint *endpoint)
 {
-	struct link *link = side->link;
-	void *payload = link->bytes;
-
-	if (link->written)
-		return 0;
-	if (!payload) {
-		int r = wharf_buf_claim(link->endpoint.pool, link->size, &link->buf);
-
-		if (r < 0)
-			return r == -EAGAIN ? r : side_fail(side, r, "wharf_buf_claim: %s", strerror(-r));
-		payload = link->buf.data;
-	}
-	touch_write(side->plan->touch, payload, link->size, seq);
-	link->written = true;
-	return 0;
-}
-
-static struct wharf_part part_of(struct link *link)
-{
-	if (link->bytes)
-		return (struct wharf_part){ .bytes = link->bytes, .size = link->size };
-	return (struct wharf_part){ .buf = &link->buf };
-}
-
-/* What was sent, refused or failed. As prepare. */
-static int settle(struct side *side, const char *what, int r)
-{
-	struct link *link = side->link;
-
-	if (r < 0)
-		return r == -EAGAIN ? r : side_fail(side, r, "%s: %s", what, strerror(-r));
-	link->written = false;
-	return 0;
+	if (endpoint->bytes)
+		return (struct wharf_part){ .bytes = endpoint->bytes, .size = endpoint->size };
+	return (struct wharf_part){ .buf = &endpoint->buf };
 }
 
 /* One slice, of the size that arrives here. */
@@ -136,17 +101,17 @@ static int begin(struct side *side)
 	wharf_call_id id;
 	int r;
 
-	r = prepare(side, link->begun);
+	r = endpoint_prepare(side, link->begun);
 	if (r < 0)
 		return r;
-	part = part_of(link);
+	part = part_of(&link->endpoint);
 	call->seq = link->begun;
 	call->replied = false;
 	call->start_ns = clock_ns();
 	r = wharf_call(link->endpoint.port,
 		&(struct wharf_out){ .type = (uint32_t)call->seq, .flags = WHARF_LAST, .parts = &part, .n_parts = 1 },
 		WHARF_OPT(call, .on_reply = on_reply, .on_end = on_end, .user = call), &id);
-	r = settle(side, "wharf_call", r);
+	r = endpoint_settle(side, "wharf_call", r);
 	if (r < 0)
 		return r;
 	link->first_free = call->next_free;
@@ -189,13 +154,13 @@ static int reply(struct side *side, const struct request *request)
 	struct wharf_part part;
 	int r;
 
-	r = prepare(side, request->seq);
+	r = endpoint_prepare(side, request->seq);
 	if (r < 0)
 		return r;
-	part = part_of(link);
+	part = part_of(&link->endpoint);
 	r = wharf_reply(link->endpoint.port, request->id,
 		&(struct wharf_out){ .flags = WHARF_LAST, .parts = &part, .n_parts = 1 }, (uint32_t)request->seq);
-	r = settle(side, "wharf_reply", r);
+	r = endpoint_settle(side, "wharf_reply", r);
 	if (r == 0)
 		link->answered++;
 	return r;
@@ -285,9 +250,7 @@ static void close_link(struct side *side)
 {
 	struct link *link = side->link;
 
-	wharf_buf_abandon(&link->buf);
 	endpoint_close(side);
-	free(link->bytes);
 	free(link->calls);
 	free(link->requests);
 	free(link);
@@ -305,11 +268,9 @@ static int open_link(struct side *side, int fd, bool calls)
 		return side_fail(side, -ENOMEM, "no memory");
 	}
 	side->link = link;
-	link->size = calls ? plan->size : plan->reply_size;
 	link->calls = calloc(plan->inflight, sizeof *link->calls);
 	link->requests = calloc(plan->inflight, sizeof *link->requests);
-	link->bytes = link->size <= plan->inline_max ? malloc(link->size) : NULL;
-	if (!link->calls || !link->requests || (link->size <= plan->inline_max && !link->bytes)) {
+	if (!link->calls || !link->requests) {
 		close(fd);
 		close_link(side);
 		return side_fail(side, -ENOMEM, "no memory");
@@ -318,7 +279,7 @@ static int open_link(struct side *side, int fd, bool calls)
 		link->calls[i].next_free = link->first_free;
 		link->first_free = &link->calls[i];
 	}
-	r = endpoint_open(side, fd, &port_ops, (uint32_t)plan->inflight);
+	r = endpoint_open(side, fd, &port_ops, calls ? plan->size : plan->reply_size, (uint32_t)plan->inflight);
 	if (r < 0)
 		close_link(side);
 	return r;

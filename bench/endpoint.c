@@ -1,11 +1,14 @@
 /* SPDX-License-Identifier: MIT */
-/* An endpoint: its life. */
+/* An endpoint: its life, and what it sends next. */
 #include "endpoint.h"
 
 #include <errno.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
+
+#include "loop.h"
 
 enum { CLOSE_TIMEOUT_S = 10 };
 
@@ -26,41 +29,61 @@ void endpoint_on_close(wharf_port *port, const struct wharf_reason *reason, void
 
 	(void)port;
 	endpoint->port = NULL;
-	if (reason->code != WHARF_CLOSE_LOCAL && reason->code != WHARF_CLOSE_PEER)
-		side_fail(side, -EPIPE, "port closed: %s: %s", wharf_close_name(reason->code), reason->text);
-	else if (reason->unsent_messages)
-		side_fail(side, -EPIPE, "port closed with %llu messages unsent",
-			(unsigned long long)reason->unsent_messages);
+	loop_check_close(reason, side->outcome, 0, 1);
 }
 
 int endpoint_step(struct side *side, int64_t timeout_ns)
 {
 	struct endpoint *endpoint = side->link;
-	int r = wharf_loop_step(endpoint->loop, timeout_ns);
 
-	if (r < 0)
-		return side_fail(side, r, "wharf_loop_step: %s", strerror(-r));
-	return side->outcome->error[0] ? -EIO : 0;
+	return loop_step(endpoint->loop, side->outcome, timeout_ns);
 }
 
-int endpoint_open(struct side *side, int fd, const struct wharf_port_ops *ops, uint32_t calls_max)
+int endpoint_prepare(struct side *side, uint64_t seq)
+{
+	struct endpoint *endpoint = side->link;
+	void *payload = endpoint->bytes;
+
+	if (endpoint->written)
+		return 0;
+	if (!payload) {
+		int r = wharf_buf_claim(endpoint->pool, endpoint->size, &endpoint->buf);
+
+		if (r < 0)
+			return r == -EAGAIN ? r : side_fail(side, r, "wharf_buf_claim: %s", strerror(-r));
+		payload = endpoint->buf.data;
+	}
+	touch_write(side->plan->touch, payload, endpoint->size, seq);
+	endpoint->written = true;
+	return 0;
+}
+
+int endpoint_settle(struct side *side, const char *what, int r)
+{
+	struct endpoint *endpoint = side->link;
+
+	if (r < 0)
+		return r == -EAGAIN ? r : side_fail(side, r, "%s: %s", what, strerror(-r));
+	endpoint->written = false;
+	return 0;
+}
+
+int endpoint_open(struct side *side, int fd, const struct wharf_port_ops *ops, size_t size, uint32_t calls_max)
 {
 	const struct plan *plan = side->plan;
 	struct endpoint *endpoint = side->link;
 	int r;
 
-	/* The parent made the pair, so this is a child of a process that has used the library. */
-	r = wharf_fork_child();
-	if (r < 0 && r != -EALREADY) {
-		close(fd);
-		return side_fail(side, r, "wharf_fork_child: %s", strerror(-r));
-	}
-	r = wharf_loop_new(WHARF_OPT(loop,
-		.frame_bytes_max = (uint32_t)plan->frame_bytes,
-		.rx_buffers = (uint32_t)plan->rx_buffers), &endpoint->loop);
+	endpoint->size = size;
+	if (size <= plan->inline_max)
+		endpoint->bytes = malloc(size);
+	if (size <= plan->inline_max && !endpoint->bytes)
+		r = side_fail(side, -ENOMEM, "no memory");
+	else
+		r = loop_open(plan, side->outcome, &endpoint->loop);
 	if (r < 0) {
 		close(fd);
-		return side_fail(side, r, "wharf_loop_new: %s", strerror(-r));
+		return r;
 	}
 	r = wharf_open(endpoint->loop, fd, WHARF_OPT(port,
 		.ops = ops,
@@ -89,7 +112,10 @@ void endpoint_close(struct side *side)
 {
 	struct endpoint *endpoint = side->link;
 
+	wharf_buf_abandon(&endpoint->buf);
 	endpoint->loop = wharf_loop_free(endpoint->loop);
+	free(endpoint->bytes);
+	endpoint->bytes = NULL;
 }
 
 int endpoint_finish(struct side *side)

@@ -9,6 +9,8 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "loop.h"
+
 enum {
 	TYPE = 1,
 	BACKLOG = 4096,
@@ -86,9 +88,7 @@ static void on_close(wharf_port *handle, const struct wharf_reason *reason, void
 	(void)handle;
 	port->port = NULL;
 	hub->n_closed++;
-	if (reason->code != WHARF_CLOSE_LOCAL && reason->code != WHARF_CLOSE_PEER)
-		outcome_fail(hub->outcome, -EPIPE, "port %zu of %zu closed: %s: %s", (size_t)(port - hub->ports),
-			hub->n_ports, wharf_close_name(reason->code), reason->text);
+	loop_check_close(reason, hub->outcome, (size_t)(port - hub->ports), hub->n_ports);
 }
 
 static const struct wharf_port_ops port_ops = {
@@ -144,15 +144,9 @@ int hub_open(struct hub *hub, const struct plan *plan, struct outcome *outcome, 
 	hub->ports = calloc(n_ports, sizeof *hub->ports);
 	if (!hub->ports)
 		return outcome_fail(outcome, -ENOMEM, "no memory");
-	/* Its parent may have made pairs. */
-	r = wharf_fork_child();
+	r = loop_open(plan, outcome, &hub->loop);
 	if (r < 0)
-		return outcome_fail(outcome, r, "wharf_fork_child: %s", strerror(-r));
-	r = wharf_loop_new(WHARF_OPT(loop,
-		.frame_bytes_max = (uint32_t)plan->frame_bytes,
-		.rx_buffers = (uint32_t)plan->rx_buffers), &hub->loop);
-	if (r < 0)
-		return outcome_fail(outcome, r, "wharf_loop_new: %s", strerror(-r));
+		return r;
 	snprintf(outcome->detail, OUTCOME_DETAIL_MAX, "%s", wharf_loop_engine(hub->loop));
 	return 0;
 }
@@ -189,11 +183,7 @@ int hub_echo(struct hub *hub, int fd, size_t size)
 
 int hub_step(struct hub *hub)
 {
-	int r = wharf_loop_step(hub->loop, hub->plan->spin ? 0 : -1);
-
-	if (r < 0)
-		return outcome_fail(hub->outcome, r, "wharf_loop_step: %s", strerror(-r));
-	return hub->outcome->error[0] ? -EIO : 0;
+	return loop_step(hub->loop, hub->outcome, hub->plan->spin ? 0 : -1);
 }
 
 int hub_check_port(struct hub *hub, const struct hub_port *port, uint64_t messages)

@@ -6,6 +6,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "loop.h"
+
 enum {
 	TYPE = 1,
 	CLOSE_TIMEOUT_S = 30,
@@ -106,12 +108,8 @@ static int send_burst(struct spoke *spoke)
 
 int spokes_step(struct spokes *spokes, int64_t timeout_ns)
 {
-	int r = wharf_loop_step(spokes->loop, timeout_ns);
-
 	spokes->n_since = spokes->bytes_since = 0;
-	if (r < 0)
-		return outcome_fail(spokes->outcome, r, "wharf_loop_step: %s", strerror(-r));
-	return spokes->outcome->error[0] ? -EIO : 0;
+	return loop_step(spokes->loop, spokes->outcome, timeout_ns);
 }
 
 int spokes_send(struct spokes *spokes, uint64_t until, const _Atomic uint32_t *stop)
@@ -167,12 +165,7 @@ static void on_close(wharf_port *port, const struct wharf_reason *reason, void *
 	(void)port;
 	spoke->port = NULL;
 	spokes->n_closed++;
-	if (reason->code != WHARF_CLOSE_LOCAL && reason->code != WHARF_CLOSE_PEER)
-		outcome_fail(spokes->outcome, -EPIPE, "port %zu of %zu closed: %s: %s",
-			(size_t)(spoke - spokes->spokes), spokes->n, wharf_close_name(reason->code), reason->text);
-	else if (reason->unsent_messages)
-		outcome_fail(spokes->outcome, -EPIPE, "port closed with %llu messages unsent",
-			(unsigned long long)reason->unsent_messages);
+	loop_check_close(reason, spokes->outcome, (size_t)(spoke - spokes->spokes), spokes->n);
 }
 
 static const struct wharf_port_ops port_ops = {
@@ -184,8 +177,6 @@ static const struct wharf_port_ops port_ops = {
 
 int spokes_open(struct spokes *spokes, const struct plan *plan, struct outcome *outcome, size_t n, uint64_t burst)
 {
-	int r;
-
 	*spokes = (struct spokes){ .plan = plan, .outcome = outcome, .n = n, .burst = burst };
 	spokes->end = &spokes->first;
 	spokes->spokes = calloc(n, sizeof *spokes->spokes);
@@ -193,13 +184,7 @@ int spokes_open(struct spokes *spokes, const struct plan *plan, struct outcome *
 		spokes->bytes = malloc(plan->size);
 	if (!spokes->spokes || (plan->size <= plan->inline_max && !spokes->bytes))
 		return outcome_fail(outcome, -ENOMEM, "no memory");
-	r = wharf_fork_child();
-	if (r < 0)
-		return outcome_fail(outcome, r, "wharf_fork_child: %s", strerror(-r));
-	r = wharf_loop_new(WHARF_OPT(loop,
-		.frame_bytes_max = (uint32_t)plan->frame_bytes,
-		.rx_buffers = (uint32_t)plan->rx_buffers), &spokes->loop);
-	return r < 0 ? outcome_fail(outcome, r, "wharf_loop_new: %s", strerror(-r)) : 0;
+	return loop_open(plan, outcome, &spokes->loop);
 }
 
 void spokes_close(struct spokes *spokes)

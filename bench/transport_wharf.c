@@ -2,7 +2,6 @@
 /* wharf: messages in claimed buffers (or as bytes, up to --inline-max), read in place. */
 #include <errno.h>
 #include <stdlib.h>
-#include <string.h>
 #include <unistd.h>
 
 #include "endpoint.h"
@@ -17,9 +16,6 @@ enum {
 
 struct link {
 	struct endpoint endpoint; /* first */
-	char *bytes;      /* a message that travels inline */
-	struct wharf_buf buf; /* written, and not accepted yet */
-	bool written;     /* bytes or buf holds the message that is due */
 	bool writable, answers;
 	uint64_t sent;
 };
@@ -27,32 +23,20 @@ struct link {
 /* 0; -EAGAIN: no room; else told to the side. */
 static int try_send(struct side *side)
 {
-	const struct plan *plan = side->plan;
 	struct link *link = side->link;
-	int r;
+	struct endpoint *endpoint = &link->endpoint;
+	int r = endpoint_prepare(side, link->sent);
 
-	if (link->bytes) {
-		if (!link->written)
-			touch_write(plan->touch, link->bytes, plan->size, link->sent);
-		link->written = true;
-		r = wharf_send_bytes(link->endpoint.port, TYPE, link->bytes, plan->size);
-	} else {
-		if (!link->written) {
-			r = wharf_buf_claim(link->endpoint.pool, plan->size, &link->buf);
-			if (r < 0)
-				return r == -EAGAIN ? r : side_fail(side, r, "wharf_buf_claim: %s", strerror(-r));
-			touch_write(plan->touch, link->buf.data, plan->size, link->sent);
-			link->written = true;
-		}
-		r = wharf_send_buf(link->endpoint.port, TYPE, &link->buf);
-	}
-	if (r == -EAGAIN)
-		return r;
 	if (r < 0)
-		return side_fail(side, r, "send: %s", strerror(-r));
-	link->written = false;
-	link->sent++;
-	return 0;
+		return r;
+	if (endpoint->bytes)
+		r = wharf_send_bytes(endpoint->port, TYPE, endpoint->bytes, endpoint->size);
+	else
+		r = wharf_send_buf(endpoint->port, TYPE, &endpoint->buf);
+	r = endpoint_settle(side, "send", r);
+	if (r == 0)
+		link->sent++;
+	return r;
 }
 
 static void on_message(wharf_port *port, const struct wharf_msg *msg, void *user)
@@ -121,18 +105,13 @@ static int send_next(struct side *side)
 
 static void close_link(struct side *side)
 {
-	struct link *link = side->link;
-
-	wharf_buf_abandon(&link->buf);
 	endpoint_close(side);
-	free(link->bytes);
-	free(link);
+	free(side->link);
 	side->link = NULL;
 }
 
 static int open_link(struct side *side, int fd)
 {
-	const struct plan *plan = side->plan;
 	struct link *link = calloc(1, sizeof *link);
 	int r;
 
@@ -141,15 +120,7 @@ static int open_link(struct side *side, int fd)
 		return side_fail(side, -ENOMEM, "no memory");
 	}
 	side->link = link;
-	if (plan->size <= plan->inline_max) {
-		link->bytes = malloc(plan->size);
-		if (!link->bytes) {
-			close(fd);
-			close_link(side);
-			return side_fail(side, -ENOMEM, "no memory");
-		}
-	}
-	r = endpoint_open(side, fd, &port_ops, 0);
+	r = endpoint_open(side, fd, &port_ops, side->plan->size, 0);
 	if (r < 0)
 		close_link(side);
 	return r;
@@ -168,17 +139,18 @@ static int send_until(struct side *side, uint64_t until)
 	const size_t size = plan->size;
 	const enum touch touch = plan->touch;
 	struct link *link = side->link;
-	wharf_port *port = link->endpoint.port;
-	wharf_pool *pool = link->endpoint.pool;
+	struct endpoint *endpoint = &link->endpoint;
+	wharf_port *port = endpoint->port;
+	wharf_pool *pool = endpoint->pool;
 	uint64_t sent = link->sent;
 	int r = 0;
 
-	while (port && !link->bytes && !link->written && sent < until) {
-		if (wharf_buf_claim(pool, size, &link->buf))
+	while (port && !endpoint->bytes && !endpoint->written && sent < until) {
+		if (wharf_buf_claim(pool, size, &endpoint->buf))
 			break;
-		touch_write(touch, link->buf.data, size, sent);
-		if (wharf_send_buf(port, TYPE, &link->buf)) {
-			link->written = true;
+		touch_write(touch, endpoint->buf.data, size, sent);
+		if (wharf_send_buf(port, TYPE, &endpoint->buf)) {
+			endpoint->written = true;
 			break;
 		}
 		sent++;
