@@ -326,6 +326,8 @@ static void on_kick(struct wh_kick *kick, uint32_t reasons)
 		}
 		if (reasons & WH_KICK_CREDIT)
 			wh_port_collect_returned(port);
+		if (reasons & WH_KICK_POSTS)
+			wh_posting_look(port);
 		if (reasons & WH_KICK_ROOM)
 			on_pool_room(port);
 		if ((reasons & WH_KICK_RETURNED) && port->state == WH_PORT_CLOSED) {

@@ -42,6 +42,7 @@ enum wh_port_kick {
 	WH_KICK_WAKE = 1u << 1,          /* a release in another thread saw `wanted`: the peer is owed a wake */
 	WH_KICK_RETURNED = 1u << 2,      /* the last taken message was released */
 	WH_KICK_CREDIT = 1u << 3,        /* releases have given credit back */
+	WH_KICK_POSTS = 1u << 4,         /* a thread has given up waiting in front of a post that was refused */
 };
 
 /* A frame on its way out; from the loop's spare ones, so that an idle port has none. */

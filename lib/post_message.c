@@ -157,18 +157,28 @@ static void serve_waiters(struct wharf_port *port)
 	}
 }
 
-void wh_posting_settle(struct wharf_port *port)
+/* Under the lock. One of those that were refused would succeed. */
+static bool unblocked(const struct wharf_port *port)
+{
+	const struct wh_posting *p = &port->posting;
+
+	return p->refused && wh_list_empty(&p->waiters) &&
+		(fits(port, p->refused_cost.cost, p->refused_cost.n_fds) ||
+			fits(port, p->refused_fds.cost, p->refused_fds.n_fds));
+}
+
+void wh_posting_look(struct wharf_port *port)
 {
 	struct wh_posting *p = &port->posting;
 
 	/* Who waited has heard of the end. Only this thread sets it. */
-	if (wh_likely(!p->left_cost) || p->shut)
+	if (p->shut)
 		return;
 	pthread_mutex_lock(&p->lock);
 	p->cost -= p->left_cost;
 	p->n_fds -= p->left_fds;
 	serve_waiters(port);
-	if (p->refused && wh_list_empty(&p->waiters) && fits(port, p->refused_cost, p->refused_fds)) {
+	if (unblocked(port)) {
 		p->refused = false;
 		p->writable = true;
 	}
@@ -177,6 +187,12 @@ void wh_posting_settle(struct wharf_port *port)
 	p->left_fds = 0;
 	if (p->writable)
 		wh_port_chore(port);
+}
+
+void wh_posting_settle(struct wharf_port *port)
+{
+	if (wh_unlikely(port->posting.left_cost))
+		wh_posting_look(port);
 }
 
 void wh_posting_limit(struct wharf_port *port)
@@ -204,8 +220,12 @@ void wh_posting_shut(struct wharf_port *port)
 /* Under the lock. */
 static void remember_refused(struct wh_posting *p, const struct wh_outmsg *m)
 {
-	p->refused_cost = p->refused ? wh_min(p->refused_cost, m->cost) : m->cost;
-	p->refused_fds = p->refused ? (uint32_t)wh_min(p->refused_fds, m->n_fds) : m->n_fds;
+	const struct wh_posting_demand demand = { .cost = m->cost, .n_fds = m->n_fds };
+
+	if (!p->refused || demand.cost < p->refused_cost.cost)
+		p->refused_cost = demand;
+	if (!p->refused || demand.n_fds < p->refused_fds.n_fds)
+		p->refused_fds = demand;
 	p->refused = true;
 }
 
@@ -242,8 +262,10 @@ static int wait_for_room(struct wharf_port *port, struct posted *posted, int64_t
 	if (w.result == WAITING) {
 		w.result = -ETIMEDOUT;
 		wh_list_remove(&w.link);
-		/* It may have stood before some that fit. */
+		/* It may have stood before some that fit, and before some that were refused and fit. */
 		serve_waiters(port);
+		if (unblocked(port))
+			wh_port_kick(port, WH_KICK_POSTS);
 	}
 	pthread_cond_destroy(&w.over);
 	return w.result;

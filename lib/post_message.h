@@ -14,6 +14,12 @@
 struct wh_outmsg;
 struct wharf_port;
 
+/* What a post asks of the cap. */
+struct wh_posting_demand {
+	uint64_t cost;
+	uint32_t n_fds;
+};
+
 /* What other threads may look at of a port, besides its loop and its caps. */
 struct wh_posting {
 	uint64_t pool;                   /* as in wharf_buf.opaque; set once */
@@ -21,10 +27,10 @@ struct wh_posting {
 
 	/* Under the lock. */
 	bool shut;                       /* nothing more is accepted */
-	bool refused;                    /* a post was answered -EAGAIN: on_writable is due once it would fit */
-	uint32_t refused_fds, n_fds;
-	uint64_t refused_cost;           /* of the smallest */
+	bool refused;                    /* posts were answered -EAGAIN: on_writable is due once one of them would fit */
+	struct wh_posting_demand refused_cost, refused_fds; /* of those: the smallest, the one with fewest descriptors */
 	uint64_t cost;                   /* of what was accepted and is in no frame yet: counts against the cap, as n_fds */
+	uint32_t n_fds;
 	uint64_t message_bytes_max;      /* the peer's limits, once it has said hello */
 	uint32_t fds_max;
 	struct wh_list waiters;          /* threads, served in their order */
@@ -44,7 +50,8 @@ void wh_posting_fini(struct wharf_port *port);
 /* The loop's thread, all of these. */
 void wh_posting_limit(struct wharf_port *port); /* the peer has said hello */
 void wh_posting_shut(struct wharf_port *port);  /* those who wait hear -EPIPE; what was accepted still arrives */
-void wh_posting_settle(struct wharf_port *port); /* there is room again: for those who wait, and were refused */
+void wh_posting_settle(struct wharf_port *port); /* what has left makes room: for those who wait, and were refused */
+void wh_posting_look(struct wharf_port *port);  /* one who waited has given up: perhaps in front of what was refused */
 
 /* One of them is in frames to its end, or dropped; nothing is freed. */
 void wh_posting_left(struct wharf_port *port, const struct wh_outmsg *m);

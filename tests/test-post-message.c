@@ -329,3 +329,67 @@ Test(post_message, that_gives_up_lets_those_behind_it_go)
 	close(q.fds[1]);
 	apart_free(&q);
 }
+
+Test(post_message, refused_behind_one_that_gives_up_hears_of_room)
+{
+	struct poster large;
+
+	apart_half(&q, NULL, WHARF_OPT(port, .tx_queued_bytes_max = 50000));
+	cr_assert_eq(wharf_post(q.a.port, MESSAGE(0, 10000), 0), 0);
+	start(&large, q.a.port, MESSAGE(1, 45000), 200000000);
+	until_waiting(q.a.port, 1);
+	cr_assert_eq(wharf_post(q.a.port, MESSAGE(1, 10), 0), -EAGAIN, "there is room, but for another");
+	cr_assert_eq(result(&large), -ETIMEDOUT);
+	/* Nothing was sent or read meanwhile, and nothing will be. */
+	apart_settle(&q);
+	cr_assert_eq(q.a.n_writable, 1);
+	cr_assert_eq(wharf_post(q.a.port, MESSAGE(1, 10), 0), 0);
+	close(q.fds[1]);
+	apart_free(&q);
+}
+
+static void pause_again(struct end *end, const struct wharf_msg *msg)
+{
+	(void)msg;
+	cr_assert_eq(wharf_port_pause(end->port), 0);
+}
+
+Test(post_message, refused_for_bytes_and_for_descriptors_is_not_one_that_asks_for_neither)
+{
+	int fds[15];
+	struct wharf_part large = { .bytes = filler, .size = 40000 };
+	struct wharf_out out = { .fds = fds };
+
+	for (size_t i = 0; i < 15; i++)
+		fds[i] = STDERR_FILENO;
+	apart_open(&q, NULL, WHARF_OPT(port, .tx_fds_max = 20, .tx_queued_bytes_max = 50000),
+		WHARF_OPT(port, .rx_fds_max = 15));
+	cr_assert_eq(wharf_port_pause(q.b.port), 0);
+	/* Two in frames of their own, and behind them one with one descriptor and one with ten and most of the bytes. */
+	for (out.type = 0; out.type < 4; out.type++) {
+		out.n_fds = out.type == 2 ? 1 : 10;
+		out.parts = &large;
+		out.n_parts = out.type == 3;
+		cr_assert_eq(wharf_post(q.a.port, &out, 0), 0);
+		apart_settle(&q);
+	}
+	out.n_parts = 0;
+	out.n_fds = 15;
+	cr_assert_eq(wharf_post(q.a.port, MESSAGE(4, 45000), 0), -EAGAIN);
+	cr_assert_eq(wharf_post(q.a.port, &out, 0), -EAGAIN);
+	q.b.on_message = pause_again;
+	cr_assert_eq(wharf_port_resume(q.b.port), 0);
+	apart_settle(&q);
+	cr_assert_eq(stats_of(q.a.port).tx_fds, 21, "the one with one has left, in the room of the first");
+	cr_assert_eq(q.a.n_writable, 0, "for either there is none yet");
+	cr_assert_eq(wharf_post(q.a.port, MESSAGE(4, 45000), 0), -EAGAIN);
+	cr_assert_eq(wharf_post(q.a.port, &out, 0), -EAGAIN);
+	q.b.on_message = NULL;
+	cr_assert_eq(wharf_port_resume(q.b.port), 0);
+	apart_settle(&q);
+	cr_assert_eq(q.a.n_writable, 1);
+	cr_assert_eq(wharf_post(q.a.port, &out, 0), 0);
+	apart_settle(&q);
+	seen_in_order(&q.b, 5);
+	apart_free(&q);
+}
