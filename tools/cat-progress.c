@@ -95,6 +95,7 @@ void cat_progress_line(const struct cat_progress *p, uint64_t bytes, uint64_t no
 	bool known = p->total != UINT64_MAX && p->total > 0 && bytes <= p->total;
 	char size[16], rate[16], time[24] = "", part[64];
 	char bar[2 * BAR_MAX + 32] = "", percent[16] = "", tail[40] = "";
+	bool cut;
 
 	snprintf(part, sizeof part, "%10s  %10s/s", cat_size_text((double)bytes, size), cat_size_text(p->rate, rate));
 	if (known) {
@@ -120,14 +121,11 @@ void cat_progress_line(const struct cat_progress *p, uint64_t bytes, uint64_t no
 	}
 
 	/* The least wanted part goes first. Without a bar no invisible byte is in the line, so that cutting it is safe. */
-	if (*bar || room >= strlen(part) + strlen(percent) + strlen(tail)) {
-		snprintf(line, CAT_PROGRESS_LINE, "%s%s%s%s", part, bar, percent, tail);
-		return;
-	}
-	snprintf(line, CAT_PROGRESS_LINE, "%s%s", part, percent);
-	if (strlen(line) > room)
-		snprintf(line, CAT_PROGRESS_LINE, "%s%s", size, percent);
-	if (strlen(line) > room)
+	if (!*bar && strlen(part) + strlen(percent) + strlen(tail) > room)
+		*tail = '\0';
+	cut = !*bar && strlen(part) + strlen(percent) + strlen(tail) > room;
+	snprintf(line, CAT_PROGRESS_LINE, "%s%s%s%s", cut ? size : part, bar, percent, tail);
+	if (cut && strlen(line) > room)
 		line[room] = '\0';
 }
 
