@@ -121,7 +121,7 @@ static bool waits_for_release(const struct wh_flow *flow)
 	return !may_lend(port, d->lent_bytes, older_of(port, d));
 }
 
-/* The flows that may go on; those of calls are told at once. True: the port is to be told. */
+/* The flows that may go on; those of calls are told at once, unless one ends the port. True: the port is to be told. */
 static bool unblock_flows(struct wharf_port *port)
 {
 	struct wh_list blocked, *node;
@@ -129,7 +129,7 @@ static bool unblock_flows(struct wharf_port *port)
 
 	wh_list_init(&blocked);
 	wh_list_splice(&blocked, &port->blocked_flows);
-	while ((node = wh_list_take_first(&blocked))) {
+	while (port->state < WH_PORT_ENDING && (node = wh_list_take_first(&blocked))) {
 		struct wh_flow *flow = wh_container_of(node, struct wh_flow, out.blocked);
 		if (!unblocked(flow))
 			wh_list_append(&port->blocked_flows, node);
@@ -138,6 +138,7 @@ static bool unblock_flows(struct wharf_port *port)
 		else
 			tell = true;
 	}
+	wh_list_splice(&port->blocked_flows, &blocked);
 	return tell;
 }
 

@@ -4,9 +4,11 @@
 #include <errno.h>
 #include <pthread.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include "calls.h"
 #include "harness.h"
 #include "pair.h"
 #include "raw.h"
@@ -93,6 +95,46 @@ Test(hostile_callbacks, both_ends_of_one_loop_end_each_other)
 	cr_assert_eq(p.a.n_closed, 1);
 	cr_assert_eq(p.b.n_closed, 1);
 	counted_free_pair();
+}
+
+static struct side blocked[2], reading[2];
+static unsigned n_told, n_reading;
+
+static void take_call(struct end *end, const struct wharf_msg *msg)
+{
+	cr_assert_eq(side_take(&reading[n_reading++], end->port, msg), 0);
+}
+
+static void abort_at_once(struct side *side)
+{
+	if (!n_told++)
+		cr_assert_eq(wharf_port_abort(side->port, 3), 0);
+}
+
+Test(hostile_callbacks, a_call_that_aborts_when_it_may_go_on_is_the_last_that_is_told)
+{
+	static const char bytes[1000];
+
+	memset(blocked, 0, sizeof(blocked));
+	memset(reading, 0, sizeof(reading));
+	n_told = n_reading = 0;
+	pair_open(&p, NULL, WHARF_OPT(port, .rx_stream_bytes_max = 5000));
+	p.b.on_message = take_call;
+	cr_assert_eq(wharf_port_pause(p.b.port), 0);
+	for (unsigned i = 0; i < 2; i++) {
+		blocked[i].on_writable = abort_at_once;
+		cr_assert_eq(side_call(&blocked[i], p.a.port, side_text("x", 0), 0), 0);
+		settle(p.loop);
+		while (!wharf_call_send(p.a.port, blocked[i].id, side_bytes(bytes, sizeof(bytes), 0)))
+			settle(p.loop);
+	}
+	cr_assert_eq(wharf_port_resume(p.b.port), 0);
+	settle(p.loop);
+	cr_assert_eq(n_told, 1, "%u", n_told);
+	cr_assert_eq(p.a.n_closed, 1);
+	for (unsigned i = 0; i < 2; i++)
+		cr_assert(blocked[i].n_ended == 1 && reading[i].n_ended == 1);
+	pair_free(&p);
 }
 
 static void do_all_at_close(struct end *end)
