@@ -76,19 +76,31 @@ bool wh_flows_use_slot(const struct wharf_port *port, uint16_t slot)
 	return false;
 }
 
-void wh_port_deliver_resumed(struct wharf_port *port)
+void wh_port_deliver_resumed(struct wharf_port *port, bool all)
 {
-	while (!wh_port_stopped(port) && !wh_list_empty(&port->resumed)) {
-		struct wh_flow *flow = wh_flow_ref(wh_container_of(port->resumed.next, struct wh_flow, in.resumed));
-		struct aside *aside = flow->in.paused ? NULL : take_aside(flow);
+	const bool alone = port->source.loop->n_users <= 1;
+	const uint64_t bytes_before = port->stats.rx_bytes;
 
+	/* A share apart from that of frames, which come first in each turn and may use theirs up in each. */
+	for (uint32_t n = 0; !wh_port_stopped(port) && !wh_list_empty(&port->resumed); n++) {
+		struct wh_flow *flow;
+		struct aside *aside;
+
+		if (!all && (n >= port->msgs_per_turn ||
+			    (port->stats.rx_bytes - bytes_before >= WH_TURN_BYTES && !alone))) {
+			wh_port_chore(port);
+			break;
+		}
+		flow = wh_flow_ref(wh_container_of(wh_list_take_first(&port->resumed), struct wh_flow, in.resumed));
+		aside = flow->in.paused ? NULL : take_aside(flow);
 		if (aside) {
 			wh_flow_take(flow, aside->record, &aside->rx);
 			wh_fds_close(aside->rx.fds, aside->rx.n_fds);
 			free(aside);
 		}
-		if (wh_list_linked(&flow->in.resumed) && (flow->in.paused || wh_list_empty(&flow->in.aside)))
-			wh_list_remove(&flow->in.resumed);
+		/* In turns: what arrives for one meanwhile waits behind what waits here, and must not keep it in front. */
+		if (!flow->in.paused && !wh_list_empty(&flow->in.aside) && !wh_list_linked(&flow->in.resumed))
+			wh_list_append(&port->resumed, &flow->in.resumed);
 		wh_flow_unref(flow);
 	}
 	wh_port_flush_all_released(port);

@@ -188,7 +188,7 @@ void wh_flow_on_abort(struct wharf_port *port, const struct wh_abort *abort);
 void wh_flow_pause(struct wh_flow *flow);
 void wh_flow_resume(struct wh_flow *flow);
 void wh_flow_drop_input(struct wh_flow *flow);
-void wh_port_deliver_resumed(struct wharf_port *port);
+void wh_port_deliver_resumed(struct wharf_port *port, bool all); /* all: whatever the share of the turn */
 bool wh_flows_use_slot(const struct wharf_port *port, uint16_t slot); /* does a record that waits lie in it? */
 
 #endif

@@ -471,7 +471,7 @@ void wh_port_do_chores(struct wharf_port *port)
 {
 	wharf_port_ref(port);
 	if (!port->shut && port->state < WH_PORT_ENDING) {
-		wh_port_deliver_resumed(port);
+		wh_port_deliver_resumed(port, false);
 		if (port->blocked_starts || port->posting.writable || !wh_list_empty(&port->blocked_flows))
 			wh_port_room(port);
 	}

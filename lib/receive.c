@@ -51,7 +51,7 @@ static void on_bye(struct wharf_port *port, const struct wh_bye *bye)
 		break;
 	case WH_BYE_ABORT:
 		/* What was resumed in this turn had arrived before. */
-		wh_port_deliver_resumed(port);
+		wh_port_deliver_resumed(port, true);
 		if (port->state >= WH_PORT_ENDING)
 			break;
 		wh_port_end(port, WHARF_CLOSE_PEER_ABORTED, 0, "%s", bye->text);
@@ -433,7 +433,7 @@ static void receive(struct wharf_port *port, struct wh_event *event)
 		error = wh_frame_check(event->bytes, event->size, event->n_fds, event->fds_lost, &port->limits, &why);
 	/* Frames in front of one that ends the port have arrived in good order. */
 	if (error) {
-		wh_port_deliver_resumed(port);
+		wh_port_deliver_resumed(port, true);
 		deliver_held(port, true);
 	}
 	if (error == -EPROTONOSUPPORT) {

@@ -1,9 +1,11 @@
 /* SPDX-License-Identifier: MIT */
-/* What flows of one port share: the way out, by payload bytes; and parts that their owner keeps, by reference. */
+/* What flows of one port share: the way out, by payload bytes; turns; and parts that their owner keeps, by reference. */
 #include <criterion/criterion.h>
 #include <errno.h>
+#include <poll.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "apart.h"
 #include "harness.h"
@@ -97,6 +99,96 @@ Test(stream_share, large_messages_get_no_more_than_small_ones)
 Test(stream_share, messages_larger_than_the_queue_get_no_more)
 {
 	share(6 * MIB, 64 * KIB, 64 * KIB, 12 * MIB);
+}
+
+/* ---- The way in, after a pause ---- */
+
+enum { RESUMED = 2 };
+static struct apart q;
+static uint64_t resumed[RESUMED];
+static unsigned n_pieces[RESUMED];
+static bool pausing;
+
+static void pause_stream(struct end *end, const struct wharf_msg *msg)
+{
+	n_pieces[msg->type]++;
+	if (pausing) {
+		resumed[msg->type] = msg->stream;
+		cr_assert_eq(wharf_stream_pause(end->port, msg->stream), 0);
+	}
+}
+
+/* Of each stream one piece is delivered, and n wait behind the pause that its handler made. */
+static void put_aside(const struct wharf_port_options *b_options, unsigned n, size_t size)
+{
+	uint64_t out[RESUMED];
+	struct wharf_buf b;
+
+	memset(n_pieces, 0, sizeof(n_pieces));
+	pausing = true;
+	apart_open(&q, NULL, NULL, b_options);
+	q.b.on_message = pause_stream;
+	for (unsigned k = 0; k < RESUMED; k++)
+		cr_assert_eq(wharf_stream_begin(q.a.port, k, WHARF_BYTES_UNKNOWN, &out[k]), 0);
+	for (unsigned i = 0; i <= n; i++)
+		for (unsigned k = 0; k < RESUMED; k++) {
+			cr_assert_eq(wharf_buf_claim(wharf_port_pool(q.a.port), size, &b), 0);
+			cr_assert_eq(wharf_stream_send_buf(q.a.port, out[k], &b, 0), 0);
+			apart_settle(&q);
+		}
+	pausing = false;
+	for (unsigned k = 0; k < RESUMED; k++)
+		cr_assert_eq(n_pieces[k], 1);
+	cr_assert_eq(q.b.port->n_aside, RESUMED * n);
+	for (unsigned k = 0; k < RESUMED; k++)
+		cr_assert_eq(wharf_stream_resume(q.b.port, resumed[k]), 0);
+}
+
+/* So many in each turn, of both alike; the loop has more to do as long as some wait. */
+static void delivers_each_turn(unsigned n, unsigned n_per_turn)
+{
+	unsigned all = RESUMED * (n + 1), done = RESUMED;
+	struct pollfd fd = { .fd = wharf_loop_fd(q.loop_b), .events = POLLIN };
+
+	while (done < all) {
+		int more = wharf_loop_step(q.loop_b, 0);
+		cr_assert_eq(n_pieces[0] + n_pieces[1], done + n_per_turn);
+		cr_assert_leq(n_pieces[0], n_pieces[1] + 1);
+		cr_assert_leq(n_pieces[1], n_pieces[0] + 1);
+		done += n_per_turn;
+		cr_assert(more > 0 || done == all);
+		cr_assert(poll(&fd, 1, 0) == 1 || done == all);
+	}
+}
+
+Test(stream_share, what_waited_for_a_resume_has_its_share_of_a_turn)
+{
+	put_aside(WHARF_OPT(port, .flags = WHARF_PORT_PIECES, .rx_msgs_per_turn = 10), 50, 100);
+	delivers_each_turn(50, 10);
+	apart_free(&q);
+}
+
+Test(stream_share, what_waited_for_a_resume_leaves_each_turn_to_other_ports_after_a_megabyte)
+{
+	struct end other = { 0 };
+	int fds[2];
+
+	put_aside(WHARF_OPT(port, .flags = WHARF_PORT_PIECES, .rx_stream_bytes_max = 64 * MIB), 4, MIB);
+	cr_assert_eq(wharf_pair(fds), 0);
+	apart_end(q.loop_b, fds[1], &other, NULL);
+	delivers_each_turn(4, 1);
+	close(fds[0]);
+	apart_free(&q);
+}
+
+Test(stream_share, what_waited_for_a_resume_arrives_before_the_end)
+{
+	put_aside(WHARF_OPT(port, .flags = WHARF_PORT_PIECES, .rx_msgs_per_turn = 10), 50, 100);
+	cr_assert_eq(wharf_port_abort(q.a.port, 1), 0);
+	apart_settle(&q);
+	cr_assert_eq(q.b.n_closed, 1);
+	cr_assert_eq(n_pieces[0] + n_pieces[1], 102);
+	apart_free(&q);
 }
 
 /* ---- By reference ---- */
