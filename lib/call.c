@@ -210,7 +210,7 @@ void wh_call_on_cancel(struct wharf_port *port, const struct wh_cancel *cancel)
 		if (flow)
 			wh_call_finish(wh_call_of(flow), end, 0);
 		else if (wh_call_is_newer(cancel->call, port->flows[WH_FLOW_ANSWER].sequence))
-			wh_port_drop_held_call(port, cancel->call);
+			wh_flow_drop_held(port, WH_FLOW_ANSWER, cancel->call);
 		return;
 	}
 	flow = wh_flow_find(port, WH_FLOW_CALL, cancel->call);

@@ -235,6 +235,47 @@ void wh_flow_leave(struct wh_flow *flow, uint32_t code, uint32_t app_code)
 		wh_port_violation(port, "it begins ever more, and does not read how that ended");
 }
 
+bool wh_flow_expect(struct wharf_port *port, enum wh_flow_kind kind, uint64_t id)
+{
+	struct wharf_loop *loop = port->source.loop;
+	struct wh_flow_table *table = &port->flows[kind];
+	uint32_t index = index_of(kind, id), n = table->n_dead ? table->n_dead : TABLE_SLOTS_MIN;
+	uint64_t *dead;
+
+	/* One above the maximum is a violation when its turn comes. */
+	if (index < table->n_dead || index >= port->flows_max[kind])
+		return true;
+	while (n <= index)
+		n *= 2;
+	dead = wh_loop_alloc(loop, n * sizeof(*dead));
+	if (!dead)
+		return false;
+	memset(dead, 0, n * sizeof(*dead));
+	if (table->n_dead)
+		memcpy(dead, table->dead, table->n_dead * sizeof(*dead));
+	wh_loop_dealloc(loop, table->dead);
+	table->dead = dead;
+	table->n_dead = n;
+	return true;
+}
+
+void wh_flow_drop_held(struct wharf_port *port, enum wh_flow_kind kind, uint64_t id)
+{
+	struct wh_flow_table *table = &port->flows[kind];
+
+	/* Where there was no room to be made, nothing is held. */
+	if (index_of(kind, id) < table->n_dead)
+		table->dead[index_of(kind, id)] = port->n_delivered + port->n_held;
+}
+
+bool wh_flow_is_dead(const struct wharf_port *port, enum wh_flow_kind kind, uint64_t id)
+{
+	const struct wh_flow_table *table = &port->flows[kind];
+	uint32_t index = index_of(kind, id);
+
+	return index < table->n_dead && port->n_delivered < table->dead[index];
+}
+
 void wh_flows_fini(struct wharf_port *port)
 {
 	struct wh_list *node;
@@ -251,6 +292,7 @@ void wh_flows_fini(struct wharf_port *port)
 			wh_flow_vacate(flow);
 		}
 		wh_loop_dealloc(port->source.loop, table->flows);
+		wh_loop_dealloc(port->source.loop, table->dead);
 		*table = (struct wh_flow_table){ .sequence = table->sequence };
 	}
 }

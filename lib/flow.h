@@ -113,6 +113,8 @@ struct wh_flow_table {
 	struct wh_flow **flows;
 	uint32_t n_slots, n;             /* n: placed */
 	uint32_t next;                   /* where the search for a free one begins */
+	uint32_t n_dead;
+	uint64_t *dead;                  /* theirs, by index: held frames with lower numbers begin none there */
 	uint64_t sequence;               /* ours: generations given out; theirs: the last call accepted */
 };
 
@@ -167,6 +169,14 @@ void wh_flow_rest(struct wh_flow *flow);
 void wh_flow_vacate(struct wh_flow *flow);
 /* Ends like wh_flow_unlist, and its peer hears why: ours rests until that has left. Never allocates. */
 void wh_flow_leave(struct wh_flow *flow, uint32_t code, uint32_t app_code);
+
+/*
+ * What the peer gives up before its beginning is delivered, which a paused port holds: that is dropped when its turn
+ * comes, and not looked for. wh_flow_expect makes room for the note when the frame is held; false: no memory.
+ */
+bool wh_flow_expect(struct wharf_port *port, enum wh_flow_kind kind, uint64_t id);
+void wh_flow_drop_held(struct wharf_port *port, enum wh_flow_kind kind, uint64_t id); /* in all that is held now */
+bool wh_flow_is_dead(const struct wharf_port *port, enum wh_flow_kind kind, uint64_t id); /* in what is delivered now */
 
 /* ---- Credit ---- */
 

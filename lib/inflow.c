@@ -428,7 +428,7 @@ static struct wh_flow *stream_of(struct wharf_port *port, const struct wh_record
 {
 	struct wh_flow *flow = wh_flow_find(port, WH_FLOW_STREAM_IN, id);
 
-	if (!(r->flags & WH_RECORD_FIRST) || r->flags & WH_RECORD_DROPPED)
+	if (!(r->flags & WH_RECORD_FIRST) || wh_flow_is_dead(port, WH_FLOW_STREAM_IN, id))
 		return flow;
 	if (flow) {
 		violation(flow, NULL);
@@ -450,7 +450,7 @@ static struct wh_flow *begin_answer(struct wharf_port *port, uint64_t id)
 
 static void refuse(struct wharf_port *port, const struct wh_record *r, uint64_t id)
 {
-	bool begins = r->flags & WH_RECORD_FIRST && !(r->flags & WH_RECORD_DROPPED);
+	bool begins = r->flags & WH_RECORD_FIRST && !wh_flow_is_dead(port, WH_FLOW_ANSWER, id);
 	struct wh_flow *flow = begins && !port->bye_encoded ? begin_answer(port, id) : NULL;
 
 	if (flow)
@@ -474,7 +474,7 @@ static struct wh_flow *answer_of(struct wharf_port *port, const struct wh_record
 		return NULL;
 	}
 	table->sequence = id;
-	if (r->flags & WH_RECORD_DROPPED)
+	if (wh_flow_is_dead(port, WH_FLOW_ANSWER, id))
 		return NULL;
 	if (!(r->flags & WH_RECORD_FIRST) || id >= WH_CALL_THEIRS) {
 		wh_port_violation(port, "a call that does not begin at its beginning");
@@ -539,7 +539,7 @@ void wh_flow_on_abort(struct wharf_port *port, const struct wh_abort *abort)
 	uint64_t id = (theirs ? WH_STREAM_THEIRS : WH_STREAM_OURS) | abort->stream;
 
 	if (theirs && !flow)
-		wh_port_drop_held_stream(port, abort->stream);
+		wh_flow_drop_held(port, WH_FLOW_STREAM_IN, abort->stream);
 	if (!theirs && abort->code == WH_ABORT_DONE && flow) {
 		wh_port_violation(port, "it is done with a stream that has not ended");
 		return;

@@ -70,7 +70,6 @@ struct wh_held {
 	uint32_t n_fds;
 	bool fds_lost;
 	bool data;                       /* counts in the peer's window */
-	uint64_t last_call;              /* the newest of which it has the beginning of a message; 0: none */
 	int fds[WH_ENGINE_FDS_MAX];
 	_Alignas(64) unsigned char frame[];
 };
@@ -181,9 +180,8 @@ struct wharf_port {
 	uint64_t bytes_this_turn;        /* payload */
 	struct wh_list held;
 	uint32_t n_held;
-	uint64_t n_delivered;            /* of those that were held */
+	uint64_t n_delivered;            /* of those that were held: the number of the one whose turn it is */
 	uint32_t n_farewells;            /* of what the peer began */
-	uint32_t vain_aborts;            /* of streams that nothing held belongs to, since something is held */
 	uint32_t n_held_fds;
 	struct wh_list ready;
 	uint16_t n_lost;                 /* slots of the peer that are announced, and whose descriptors were lost */

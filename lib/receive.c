@@ -243,19 +243,21 @@ static bool must_wait(const struct wh_record *from, const struct wh_frame *frame
 	return false;
 }
 
-/* The newest call that a message in the frame begins for; 0: none does. */
-static uint64_t last_call(const struct wh_held *held)
+/* Room to note that what begins in it is given up: that must not need memory. False: there is none now. */
+static bool expect_beginnings(struct wharf_port *port, const struct wh_record *r, const struct wh_record *end)
 {
-	const struct wh_record *r = (const struct wh_record *)(held->frame + held->offset);
-	uint64_t call = 0;
+	bool room = true;
 
-	for (; r != wh_frame_end(held->frame); r = wh_record_next(r))
-		if (r->kind == WH_RECORD_CALL && r->flags & WH_RECORD_FIRST) {
-			uint64_t id = wh_message_read(r).call;
-			if (!call || wh_call_is_newer(id, call))
-				call = id;
-		}
-	return call;
+	for (; r != end && room; r = wh_record_next(r)) {
+		if (!(r->flags & WH_RECORD_FIRST))
+			continue;
+		if (r->kind == WH_RECORD_CALL)
+			room = wh_flow_expect(port, WH_FLOW_ANSWER, wh_message_read(r).call);
+		else if (r->kind == WH_RECORD_MESSAGE && ((const struct wh_message_record *)r)->stream)
+			room = wh_flow_expect(
+				port, WH_FLOW_STREAM_IN, ((const struct wh_message_record *)r)->stream);
+	}
+	return room;
 }
 
 static void hold(
@@ -272,7 +274,9 @@ static void hold(
 		wh_port_violation(port, "it sends more frames than its window");
 		return;
 	}
-	held = aligned_alloc(64, wh_align_up(sizeof(*held) + frame->size, 64));
+	held = expect_beginnings(port, from, wh_frame_end(frame))
+		? aligned_alloc(64, wh_align_up(sizeof(*held) + frame->size, 64))
+		: NULL;
 	if (!held) {
 		wh_port_end(port, WHARF_CLOSE_ERROR, ENOMEM, "no memory to hold a frame while paused");
 		return;
@@ -286,7 +290,6 @@ static void hold(
 		held->fds[i] = rx->fds[i];
 		rx->fds[i] = -1;
 	}
-	held->last_call = last_call(held);
 	wh_list_append(&port->held, &held->link);
 	port->n_held++;
 	/* An end that the frame tells is of messages before it, which are held by now. */
@@ -308,8 +311,7 @@ static void free_held(struct wharf_port *port, struct wh_held *held)
 {
 	wh_fds_close(held->fds, held->n_fds);
 	wh_list_remove(&held->link);
-	if (!--port->n_held)
-		port->vain_aborts = 0;
+	port->n_held--;
 	port->n_delivered++;
 	port->n_held_fds -= held->n_fds;
 	free(held);
@@ -356,46 +358,6 @@ void wh_port_look_for_end(struct wharf_port *port)
 		wh_port_eof(port);
 }
 
-void wh_port_drop_held_stream(struct wharf_port *port, uint32_t stream)
-{
-	/* What is behind its beginning is dropped as of a stream that is not there. */
-	for (struct wh_list *node = port->held.next; node != &port->held; node = node->next) {
-		struct wh_held *held = wh_container_of(node, struct wh_held, link);
-		const struct wh_record *end = wh_frame_end(held->frame);
-		struct wh_record *r = (struct wh_record *)(held->frame + held->offset);
-		for (; r != end; r = (struct wh_record *)((char *)r + r->size))
-			if (r->kind == WH_RECORD_MESSAGE && r->flags & WH_RECORD_FIRST &&
-				((struct wh_message_record *)r)->stream == stream) {
-				r->flags |= WH_RECORD_DROPPED;
-				return;
-			}
-	}
-	/* An end may cross ours, but not more often than there can be streams: each look in vain costs all that is held. */
-	if (port->n_held && ++port->vain_aborts > WH_STREAMS_MAX)
-		wh_port_violation(port, "it gives up streams that it has not begun");
-}
-
-void wh_port_drop_held_call(struct wharf_port *port, uint64_t id)
-{
-	struct wh_list *node = port->held.next;
-	struct wh_held *held = NULL;
-
-	/* Their numbers grow from frame to frame: however many a peer cancels, one frame is looked at for each. */
-	for (; node != &port->held; node = node->next) {
-		held = wh_container_of(node, struct wh_held, link);
-		if (held->last_call && !wh_call_is_newer(id, held->last_call))
-			break;
-	}
-	if (node == &port->held)
-		return;
-	struct wh_record *r = (struct wh_record *)(held->frame + held->offset);
-	for (; r != wh_frame_end(held->frame); r = (struct wh_record *)((char *)r + r->size))
-		if (r->kind == WH_RECORD_CALL && wh_message_read(r).call == id) {
-			/* Of a call that never began the rest is dropped anyway. */
-			r->flags |= WH_RECORD_DROPPED;
-			return;
-		}
-}
 void wh_port_deliver_held(struct wharf_port *port) { deliver_held(port, false); }
 
 void wh_port_drop_input(struct wharf_port *port)

@@ -14,9 +14,6 @@ struct wh_rx {
 	bool data; /* the frame counts in the peer's window */
 };
 
-/* Of a record that waits in a copy: nobody wants it any more. No flag of the wire's. */
-enum { WH_RECORD_DROPPED = 0x80 };
-
 static inline bool wh_port_stopped(const struct wharf_port *port)
 {
 	return port->paused || port->state >= WH_PORT_ENDING;
@@ -33,10 +30,6 @@ void wh_flow_put_aside(struct wh_flow *flow, const struct wh_record *r, struct w
 
 /* pass.c: an end that the peer passes on. */
 void wh_port_deliver_end(struct wharf_port *port, const struct wh_port_record *r, struct wh_rx *rx);
-
-/* receive.c: marks what waits of it as dropped. */
-void wh_port_drop_held_stream(struct wharf_port *port, uint32_t stream);
-void wh_port_drop_held_call(struct wharf_port *port, uint64_t id); /* the peer's, not begun yet */
 
 /* call.c: what arrives for calls; the message is borrowed as in on_message. */
 void wh_call_on_reply(struct wh_flow *flow, const struct wharf_msg *msg);

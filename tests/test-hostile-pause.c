@@ -4,8 +4,10 @@
 #include <poll.h>
 #include <unistd.h>
 
+#include "apart.h"
 #include "harness.h"
 #include "pair.h"
+#include "port.h"
 #include "raw.h"
 
 TestSuite(hostile_pause, .timeout = 30);
@@ -213,6 +215,224 @@ Test(hostile_pause, announcements_do_not_count_among_them)
 	settle(p.loop);
 	cr_assert_eq(p.b.n_messages, 7);
 	pair_free(&p);
+}
+
+/* ---- What is given up while its beginning is held ---- */
+
+enum { WHOLE = WH_RECORD_FIRST | WH_RECORD_LAST | WH_RECORD_END, N_ABORTS = 20000 };
+
+static struct raw_frame frame;
+static int by_hand;
+
+static void open_by_hand(const struct wharf_port_options *options)
+{
+	by_hand = pair_open_half(&p, options);
+	raw_consumed = 0;
+	cr_assert(raw_say_hello(by_hand, NULL));
+	settle(p.loop);
+}
+
+static void put(uint8_t kind, uint8_t flags, uint64_t id, uint32_t type, uint16_t n_fds)
+{
+	struct wh_message_out message = { .kind = kind,
+		.flags = flags,
+		.n_fds = n_fds,
+		.type = type,
+		.stream = kind == WH_RECORD_MESSAGE ? (uint32_t)id : 0,
+		.call = kind == WH_RECORD_MESSAGE ? 0 : id,
+		.position = flags & WH_RECORD_FIRST ? UINT64_MAX : 0 };
+
+	cr_assert(wh_encode_message(&frame.encoder, &message));
+}
+
+/* The sender's word, of a stream or of a call. */
+static void put_end(uint8_t kind, uint64_t id)
+{
+	struct wh_abort abort = { .stream = (uint32_t)id, .code = WH_ABORT_SENDER };
+	struct wh_cancel cancel = { .call = id, .code = WH_CANCEL_CALLER };
+
+	if (kind == WH_RECORD_MESSAGE)
+		cr_assert(wh_encode_control(&frame.encoder, WH_RECORD_ABORT, &abort, 0));
+	else
+		cr_assert(wh_encode_control(&frame.encoder, WH_RECORD_CANCEL, &cancel, 0));
+}
+
+static void send_frame(const int *fds, size_t n_fds)
+{
+	cr_assert(raw_send(by_hand, frame.bytes, wh_encode_end(&frame.encoder, 0, raw_consumed), fds, n_fds, false));
+	settle(p.loop);
+}
+
+static void say(uint8_t kind, uint8_t flags, uint64_t id, uint32_t type)
+{
+	raw_begin(&frame);
+	put(kind, flags, id, type, 0);
+	send_frame(NULL, 0);
+}
+
+static void say_end(uint8_t kind, uint64_t id)
+{
+	raw_begin(&frame);
+	put_end(kind, id);
+	send_frame(NULL, 0);
+}
+
+/* The third number of so many, in its first life or in a later one. */
+static uint64_t id_of(uint8_t kind, unsigned life)
+{
+	return (uint64_t)(life + 1) << (kind == WH_RECORD_MESSAGE ? WH_STREAM_INDEX_BITS : WH_CALL_INDEX_BITS) | 2;
+}
+
+static void check_delivered(const uint32_t *types, unsigned n)
+{
+	cr_assert_eq(p.a.n_closed, 0, "%s", p.a.reason_text);
+	cr_assert_eq(p.a.n_messages, n);
+	for (unsigned i = 0; i < n; i++)
+		cr_assert_eq(p.a.seen[i].type, types[i]);
+}
+
+static void close_by_hand(void)
+{
+	close(by_hand);
+	pair_free(&p);
+}
+
+static const uint8_t kinds[] = { WH_RECORD_MESSAGE, WH_RECORD_CALL };
+
+Test(hostile_pause, ends_of_what_never_began_are_heard_without_number)
+{
+	for (unsigned k = 0; k < 2; k++) {
+		open_by_hand(NULL);
+		cr_assert_eq(wharf_port_pause(p.a.port), 0);
+		say(WH_RECORD_MESSAGE, WHOLE & ~WH_RECORD_END, 0, 1);
+		for (unsigned i = 0; i < N_ABORTS;) {
+			raw_begin(&frame);
+			for (unsigned n = 0; n < 1000; n++, i++)
+				put_end(kinds[k], id_of(kinds[k], i % 2) + i);
+			send_frame(NULL, 0);
+		}
+		cr_assert_eq(wharf_port_resume(p.a.port), 0);
+		settle(p.loop);
+		check_delivered((uint32_t[]){ 1 }, 1);
+		close_by_hand();
+	}
+}
+
+Test(hostile_pause, a_number_that_begins_again_behind_its_end_is_delivered)
+{
+	for (unsigned k = 0; k < 2; k++) {
+		open_by_hand(NULL);
+		cr_assert_eq(wharf_port_pause(p.a.port), 0);
+		for (unsigned life = 0; life < 4; life++) {
+			say(kinds[k], WHOLE, id_of(kinds[k], life), 10 + life);
+			if (life != 3)
+				say_end(kinds[k], id_of(kinds[k], life));
+		}
+		cr_assert_eq(p.a.n_messages, 0);
+		cr_assert_eq(wharf_port_resume(p.a.port), 0);
+		settle(p.loop);
+		check_delivered((uint32_t[]){ 13 }, 1);
+		/* In the next pause what was noted in this one is forgotten. */
+		cr_assert_eq(wharf_port_pause(p.a.port), 0);
+		say(kinds[k], WHOLE, id_of(kinds[k], 4), 14);
+		cr_assert_eq(wharf_port_resume(p.a.port), 0);
+		settle(p.loop);
+		check_delivered((uint32_t[]){ 13, 14 }, 2);
+		close_by_hand();
+	}
+}
+
+Test(hostile_pause, what_is_given_up_is_dropped_with_all_its_messages)
+{
+	open_by_hand(NULL);
+	cr_assert_eq(wharf_port_pause(p.a.port), 0);
+	say(WH_RECORD_CALL, WHOLE & ~WH_RECORD_END, id_of(WH_RECORD_CALL, 0), 1);
+	say(WH_RECORD_CALL, WHOLE & ~WH_RECORD_END, id_of(WH_RECORD_CALL, 0), 2);
+	say(WH_RECORD_MESSAGE, WH_RECORD_FIRST, id_of(WH_RECORD_MESSAGE, 0), 3);
+	say(WH_RECORD_MESSAGE, WH_RECORD_LAST | WH_RECORD_END, id_of(WH_RECORD_MESSAGE, 0), 3);
+	say_end(WH_RECORD_CALL, id_of(WH_RECORD_CALL, 0));
+	say_end(WH_RECORD_MESSAGE, id_of(WH_RECORD_MESSAGE, 0));
+	say(WH_RECORD_MESSAGE, WHOLE & ~WH_RECORD_END, 0, 4);
+	cr_assert_eq(wharf_port_resume(p.a.port), 0);
+	settle(p.loop);
+	check_delivered((uint32_t[]){ 4 }, 1);
+	cr_assert_eq(stats_of(p.a.port).rx_stray_records, 4);
+	close_by_hand();
+}
+
+/* The port stops behind the first message of a frame: what is behind that is held, and what is in front was not. */
+Test(hostile_pause, an_end_reaches_the_rest_of_a_frame_that_is_delivered_in_part)
+{
+	for (unsigned k = 0; k < 2; k++) {
+		open_by_hand(NULL);
+		for (unsigned life = 0; life < 4; life += 2) {
+			/* The first is stopped as it arrives, the second one as it is delivered from a copy. */
+			if (life)
+				cr_assert_eq(wharf_port_pause(p.a.port), 0);
+			else
+				p.a.on_message = pause_now;
+			raw_begin(&frame);
+			put(WH_RECORD_MESSAGE, WHOLE & ~WH_RECORD_END, 0, 1, 0);
+			put(kinds[k], WHOLE, id_of(kinds[k], life), 2, 0);
+			send_frame(NULL, 0);
+			if (life) {
+				p.a.on_message = pause_now;
+				cr_assert_eq(wharf_port_resume(p.a.port), 0);
+				settle(p.loop);
+			}
+			say_end(kinds[k], id_of(kinds[k], life));
+			raw_begin(&frame);
+			put(kinds[k], WHOLE, id_of(kinds[k], life + 1), 3, 0);
+			send_frame(NULL, 0);
+			cr_assert_eq(wharf_port_resume(p.a.port), 0);
+			settle(p.loop);
+		}
+		check_delivered((uint32_t[]){ 1, 3, 1, 3 }, 4);
+		close_by_hand();
+	}
+}
+
+/* No pause, but one message a turn: what is behind it is held until the next. */
+Test(hostile_pause, an_end_reaches_what_waits_for_the_next_turn)
+{
+	for (unsigned k = 0; k < 2; k++) {
+		open_by_hand(WHARF_OPT(port, .rx_msgs_per_turn = 1));
+		for (unsigned life = 0; life < 3; life++) {
+			raw_begin(&frame);
+			put(life ? kinds[k] : WH_RECORD_MESSAGE, life ? WHOLE : WHOLE & ~WH_RECORD_END,
+				life ? id_of(kinds[k], life) : 0, life, 0);
+			cr_assert(raw_end(by_hand, &frame, 0));
+			raw_begin(&frame);
+			if (life == 1)
+				put_end(kinds[k], id_of(kinds[k], life));
+			cr_assert(raw_end(by_hand, &frame, 0));
+		}
+		settle(p.loop);
+		check_delivered((uint32_t[]){ 0, 2 }, 2);
+		close_by_hand();
+	}
+}
+
+Test(hostile_pause, descriptors_of_what_is_given_up_are_closed)
+{
+	int fds[3] = { STDERR_FILENO, STDERR_FILENO, STDERR_FILENO };
+	size_t n_fds;
+
+	for (unsigned k = 0; k < 2; k++) {
+		open_by_hand(WHARF_OPT(port, .rx_fds_max = 3));
+		n_fds = harness_count_fds();
+		cr_assert_eq(wharf_port_pause(p.a.port), 0);
+		raw_begin(&frame);
+		put(kinds[k], WHOLE, id_of(kinds[k], 0), 1, 3);
+		send_frame(fds, 3);
+		cr_assert_eq(harness_count_fds(), n_fds + 3);
+		say_end(kinds[k], id_of(kinds[k], 0));
+		cr_assert_eq(wharf_port_resume(p.a.port), 0);
+		settle(p.loop);
+		check_delivered(NULL, 0);
+		cr_assert_eq(harness_count_fds(), n_fds);
+		close_by_hand();
+	}
 }
 
 /* ---- Pausing at the end ---- */

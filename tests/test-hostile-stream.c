@@ -493,38 +493,6 @@ Test(hostile_stream, a_segment_that_a_paused_stream_lies_in_is_not_retired)
 
 /* ---- Work ---- */
 
-/* So many ABORTs of streams that never were. */
-static void give_up(unsigned n)
-{
-	struct raw_frame frame;
-
-	while (n) {
-		raw_begin(&frame);
-		for (unsigned i = 0; n && i < 1000; i++, n--) {
-			struct wh_abort abort = { .stream = 1u << WH_STREAM_INDEX_BITS | i, .code = WH_ABORT_SENDER };
-			cr_assert(wh_encode_control(&frame.encoder, WH_RECORD_ABORT, &abort, 0));
-		}
-		cr_assert(raw_end(peer, &frame, 0));
-		settle(p.loop);
-	}
-}
-
-Test(hostile_stream, ends_of_nothing_are_borne_as_long_as_they_may_be_honest)
-{
-	open_hostile(NULL);
-	give_up(3 * WH_STREAMS_MAX);
-	cr_assert_eq(p.a.n_closed, 0, "nothing is held: they cost nothing");
-	cr_assert_eq(wharf_port_pause(p.a.port), 0);
-	cr_assert(raw_bytes(peer, "held", 4));
-	settle(p.loop);
-	give_up(WH_STREAMS_MAX);
-	cr_assert_eq(p.a.n_closed, 0, "%s", p.a.reason_text);
-	give_up(1);
-	cr_assert_eq(p.a.n_closed, 1, "each looks at all that is held");
-	cr_assert_eq(p.a.reason.code, WHARF_CLOSE_VIOLATION);
-	close_hostile();
-}
-
 Test(hostile_stream, descriptors_of_beginnings_are_bounded)
 {
 	int fds[100];
