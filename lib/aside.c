@@ -16,11 +16,13 @@ struct aside {
 
 void wh_flow_put_aside(struct wh_flow *flow, const struct wh_record *r, struct wh_rx *rx)
 {
+	struct wharf_port *port = flow->port;
+	/* Its peer may go on: what is put aside counts as read. Others than these are lost, and marked so. */
+	uint32_t n_fds = wh_message_read(r).n_fds && port->n_aside_fds + rx->n_fds <= WH_WIRE_FDS_MAX ? rx->n_fds : 0;
 	/* Bytes in the frame may have to stay at multiples of 64. */
-	size_t fds_at = sizeof(struct aside), at = wh_align_up(fds_at + rx->n_fds * sizeof(int), 64);
+	size_t at = wh_align_up(sizeof(struct aside) + n_fds * sizeof(int), 64);
 	size_t offset = at + ((uintptr_t)r & 63);
 	struct aside *aside = aligned_alloc(64, wh_align_up(offset + r->size, 64));
-	struct wharf_port *port = flow->port;
 
 	if (!aside) {
 		wh_port_end(port, WHARF_CLOSE_ERROR, ENOMEM, "no memory to hold a message while paused");
@@ -30,17 +32,14 @@ void wh_flow_put_aside(struct wh_flow *flow, const struct wh_record *r, struct w
 	memcpy(aside->record, r, r->size);
 	aside->rx = *rx;
 	aside->rx.fds = aside->fds;
-	if (wh_message_read(r).n_fds && port->n_aside_fds + rx->n_fds <= WH_WIRE_FDS_MAX) {
-		memcpy(aside->fds, rx->fds, rx->n_fds * sizeof(int));
-		for (uint32_t i = 0; i < rx->n_fds; i++)
-			rx->fds[i] = -1;
-	} else {
-		/* Its peer may go on: what is put aside counts as read. The others are lost, and marked so. */
-		aside->rx.n_fds = 0;
+	aside->rx.n_fds = n_fds;
+	for (uint32_t i = 0; i < n_fds; i++) {
+		aside->fds[i] = rx->fds[i];
+		rx->fds[i] = -1;
 	}
 	wh_list_append(&flow->in.aside, &aside->link);
 	port->n_aside++;
-	port->n_aside_fds += aside->rx.n_fds;
+	port->n_aside_fds += n_fds;
 }
 
 /* The first that waits, now the caller's to free. */

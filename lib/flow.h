@@ -16,7 +16,10 @@ struct wh_outmsg;
 struct wh_rx;
 
 enum {
-	WH_FLOW_RECORD_BYTES = 64,       /* charged for each record besides its payload: records are memory, too */
+	/* Charged for each record besides its payload, and for each of its items: while they wait they are memory, too, but
+	 * never five times what they are charged. */
+	WH_FLOW_RECORD_BYTES = 64,
+	WH_FLOW_ITEM_BYTES = 16,
 	WH_STREAM_INDEX_BITS = 12,       /* of a stream's number on the wire; the rest is its generation */
 	WH_STREAMS_MAX = 1 << WH_STREAM_INDEX_BITS,
 	WH_CALL_INDEX_BITS = 16,
@@ -180,7 +183,11 @@ bool wh_flow_is_dead(const struct wharf_port *port, enum wh_flow_kind kind, uint
 
 /* ---- Credit ---- */
 
-static inline uint64_t wh_flow_charge(uint64_t payload_bytes) { return payload_bytes + WH_FLOW_RECORD_BYTES; }
+/* What a record takes of its flow's credit: the same on both sides, a rule of the wire's. */
+static inline uint64_t wh_flow_charge(unsigned n_items, uint64_t payload_bytes)
+{
+	return WH_FLOW_RECORD_BYTES + n_items * (uint64_t)WH_FLOW_ITEM_BYTES + payload_bytes;
+}
 void wh_flow_charge_in(struct wh_flow *flow, uint64_t charge_bytes); /* so much has arrived */
 /* The application is done with so much of what arrived. */
 void wh_flow_give_back(struct wh_flow *flow, uint64_t charge_bytes);

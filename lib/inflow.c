@@ -343,7 +343,7 @@ static const char *take_piece(struct wh_flow *flow, const struct wh_record *r, c
 		return "pieces: less than the whole";
 	if (port->pieces) {
 		a->position_bytes += bytes;
-		deliver_in_place(flow, r, in, rx, flow->kind == WH_FLOW_PLAIN ? 0 : wh_flow_charge(bytes));
+		deliver_in_place(flow, r, in, rx, flow->kind == WH_FLOW_PLAIN ? 0 : wh_flow_charge(r->n_items, bytes));
 		if (r->flags & WH_RECORD_LAST)
 			wh_flow_drop_pieces(flow);
 		return NULL;
@@ -376,7 +376,7 @@ static const char *take_piece(struct wh_flow *flow, const struct wh_record *r, c
 	port->bytes_unreported += bytes;
 	port->bytes_this_turn += bytes;
 	if (flow->kind != WH_FLOW_PLAIN)
-		wh_flow_give_back(flow, wh_flow_charge(bytes));
+		wh_flow_give_back(flow, wh_flow_charge(r->n_items, bytes));
 	if (r->flags & WH_RECORD_LAST)
 		deliver_assembled(flow, r);
 	return NULL;
@@ -397,7 +397,7 @@ void wh_flow_take(struct wh_flow *flow, const struct wh_record *r, struct wh_rx 
 	else if (flow->in.assembly)
 		why = "pieces: a message within another";
 	else
-		deliver_in_place(flow, r, &in, rx, flow->kind == WH_FLOW_PLAIN ? 0 : wh_flow_charge(bytes));
+		deliver_in_place(flow, r, &in, rx, flow->kind == WH_FLOW_PLAIN ? 0 : wh_flow_charge(r->n_items, bytes));
 	if (why) {
 		wh_port_release_runs(flow->port, r);
 		violation(flow, why);
@@ -523,7 +523,7 @@ void wh_flow_arrive(struct wharf_port *port, const struct wh_record *r, struct w
 			wh_flow_unref(flow);
 			return;
 		}
-		wh_flow_charge_in(flow, wh_flow_charge(bytes_of(r, &in)));
+		wh_flow_charge_in(flow, wh_flow_charge(r->n_items, bytes_of(r, &in)));
 	}
 	if (inflow->paused || !wh_list_empty(&inflow->aside))
 		wh_flow_put_aside(flow, r, rx);

@@ -130,10 +130,10 @@ static uint64_t cap(const struct wh_flow *flow)
 	return flow->kind == WH_FLOW_PLAIN ? flow->port->tx_queued_bytes_max : flow->port->tx_queued_bytes_max / 4;
 }
 
-void wh_outflow_charge(struct wh_flow *flow, uint64_t payload_bytes)
+void wh_outflow_charge(struct wh_flow *flow, uint64_t charge_bytes)
 {
 	if (flow->kind != WH_FLOW_PLAIN)
-		flow->out.credit_bytes -= (int64_t)wh_flow_charge(payload_bytes);
+		flow->out.credit_bytes -= (int64_t)charge_bytes;
 }
 
 void wh_outflow_look(struct wh_flow *flow)
@@ -287,17 +287,16 @@ static bool encode_record(struct wh_flow *flow)
 {
 	struct wharf_port *port = flow->port;
 	struct wh_outmsg *m = flow->out.first;
-	uint64_t before = m->left_bytes, bytes;
+	uint64_t before = m->left_bytes;
 	int error = 0;
 	enum wh_encoded result = wh_outmsg_encode(port, m, true, &error);
 
 	switch (result) {
 	case WH_ENCODED:
 	case WH_ENCODED_PIECE:
-		bytes = before - m->left_bytes;
-		port->queued_bytes -= bytes;
-		flow->out.deficit_bytes -= (int64_t)wh_flow_charge(bytes);
-		wh_outflow_charge(flow, bytes);
+		port->queued_bytes -= before - m->left_bytes;
+		flow->out.deficit_bytes -= (int64_t)m->charge_bytes;
+		wh_outflow_charge(flow, m->charge_bytes);
 		if (result == WH_ENCODED)
 			wh_outmsg_finish(port, take_message(flow));
 		if (!flow->out.first || flow->out.credit_bytes <= 0) {

@@ -67,7 +67,7 @@ int wh_outflow_queue(struct wh_flow *flow, const struct wh_outmsg *m);
 /* Of what was accepted before the peer's limits were known: does it keep them? */
 bool wh_port_queue_fits(const struct wharf_port *port, const struct wh_hello *theirs);
 void wh_outflow_look_for_end(struct wh_flow *flow); /* its last message may be in a frame: it may go with that */
-void wh_outflow_charge(struct wh_flow *flow, uint64_t payload_bytes);
+void wh_outflow_charge(struct wh_flow *flow, uint64_t charge_bytes); /* of a record that is in a frame */
 
 /* demand.c */
 /* Does it keep within credit, descriptors and what may be lent, after what was released is taken back? */

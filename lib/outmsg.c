@@ -411,6 +411,7 @@ static void encoded(struct wharf_port *port, struct wh_outmsg *m, const struct w
 	}
 	for (unsigned i = 0; i < record->n_pieces; i++)
 		advance(m, &record->pieces[i]);
+	m->charge_bytes = wh_flow_charge(record->n_pieces, before - m->left_bytes);
 	m->first = false;
 	open->data = true;
 	open->n_bytes += before - m->left_bytes;

@@ -25,6 +25,7 @@ struct wh_outmsg {
 	uint64_t total_bytes;            /* of the whole message or stream; UINT64_MAX: not known */
 	uint64_t position_bytes;         /* in that, of what is left */
 	uint64_t left_bytes;
+	uint64_t charge_bytes;           /* of the last record that was encoded, against the flow's credit */
 	uint64_t cost;                   /* against the cap */
 	uint64_t lent_bytes;             /* in whole chunks, against the other cap; 0 on ports without */
 	uint64_t key;

@@ -68,7 +68,6 @@ enum { MUST_WAIT = 1 };
 /* Into the open frame. 0; MUST_WAIT; negative. */
 static int encode_now(struct wharf_port *port, struct wh_outmsg *m)
 {
-	uint64_t bytes = m->left_bytes;
 	int error = 0;
 
 	/* Full of payload, and the queue has no room for it. */
@@ -77,7 +76,7 @@ static int encode_now(struct wharf_port *port, struct wh_outmsg *m)
 	for (;;) {
 		switch (wh_outmsg_encode(port, m, false, &error)) {
 		case WH_ENCODED:
-			wh_outflow_charge(m->flow, bytes);
+			wh_outflow_charge(m->flow, m->charge_bytes);
 			return 0;
 		case WH_FRAME_FULL:
 			if (!wh_outbox_turn_over(port))

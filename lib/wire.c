@@ -118,6 +118,10 @@
  *  24  u32  kind          2 MESSAGE, 3 CALL or 4 REPLY: of the records that may be sent for it
  *  28  u32  zero
  *
+ * A stream, and each direction of a call, begins with stream_credit_bytes of its receiver's HELLO. A record costs 64, 16
+ * for each item, and its bytes; it may be sent while anything of the credit is left, whatever it costs. What its receiver
+ * is done with comes back with CREDIT, never more than was spent. The messages of the port's own stream cost nothing.
+ *
  * 7 ANNOUNCE, 16, two descriptors: the segment, its release map
  *   8  u16  slot          below 256; not announced, or asked for again and announced with the same geometry
  *  10  u8   chunk_shift   8 to 24

@@ -8,6 +8,7 @@
 
 #include "calls.h"
 #include "harness.h"
+#include "heap.h"
 #include "port.h"
 #include "raw.h"
 
@@ -272,7 +273,7 @@ Test(hostile_call, more_than_its_credit)
 	begin(WHARF_OPT(port, .rx_stream_bytes_max = 1000));
 	call();
 	cr_assert_eq(wharf_call_pause(p.a.port, caller.id), 0);
-	for (int i = 0; i < 16; i++)
+	for (uint64_t used = 0; used < 1000; used += wh_flow_charge(1, 0))
 		say(WH_RECORD_REPLY, WHOLE, ID, 0, "");
 	cr_assert_eq(p.a.n_closed, 0, "%s", p.a.reason_text);
 	say(WH_RECORD_REPLY, WHOLE, ID, 0, "");
@@ -336,4 +337,70 @@ Test(hostile_call, calls_and_cancels_held_without_number_cost_no_more_than_they_
 	}
 	cr_assert_eq(p.a.n_closed, 0, "%s", p.a.reason_text);
 	end();
+}
+
+/* ---- What a paused call may make its reader hold ---- */
+
+enum { CREDIT = 1 << 17, TIMES = 5, SOME = 64 << 10 };
+
+static void take_and_pause(struct end *end, const struct wharf_msg *msg)
+{
+	cr_assert_eq(side_take(&answerer, end->port, msg), 0);
+	cr_assert_eq(wharf_call_pause(end->port, answerer.id), 0);
+}
+
+/* Records of one shape until the credit is used up; the last of each frame with so many descriptors. */
+static void fill(unsigned n_records, unsigned n_items, unsigned size, bool aligned, unsigned n_fds)
+{
+	struct wh_piece pieces[WH_WIRE_ITEMS_MAX];
+	struct wh_message_out message = { .kind = WH_RECORD_CALL,
+		.flags = WHOLE,
+		.n_pieces = (uint16_t)n_items,
+		.call = ID,
+		.pieces = pieces };
+	int fds[WH_WIRE_FDS_MAX];
+	uint64_t used = wh_flow_charge(1, 1);
+	size_t heap;
+
+	begin(WHARF_OPT(port, .rx_stream_bytes_max = CREDIT, .rx_fds_max = WH_WIRE_FDS_MAX));
+	p.a.on_message = take_and_pause;
+	say(WH_RECORD_CALL, WHOLE, ID, 0, "x");
+	for (unsigned i = 0; i < n_fds; i++)
+		fds[i] = STDERR_FILENO;
+	for (unsigned i = 0; i < n_items; i++)
+		pieces[i] = (struct wh_piece){ .bytes = "", .size = size, .aligned = aligned };
+	heap = heap_bytes();
+	while (used < CREDIT) {
+		raw_begin(&frame);
+		for (unsigned i = 0; i < n_records && used < CREDIT; i++) {
+			message.n_fds = (uint16_t)(i + 1 == n_records ? n_fds : 0);
+			cr_assert(wh_encode_message(&frame.encoder, &message));
+			used += wh_flow_charge(n_items, n_items * size);
+		}
+		cr_assert(raw_send(peer, frame.bytes, wh_encode_end(&frame.encoder, 0, raw_consumed), fds, message.n_fds,
+			false));
+		settle(p.loop);
+	}
+	cr_assert_eq(p.a.n_closed, 0, "%s", p.a.reason_text);
+	heap = heap_bytes() - heap;
+	cr_expect_leq(heap, TIMES * CREDIT + SOME, "%u items of %u bytes, %u descriptors: %zu bytes held for %u of credit",
+		n_items, size, n_fds, heap, CREDIT);
+	/* The first message was read: its own was given back. */
+	for (int i = 0; i < 2 && !p.a.n_closed; i++)
+		say(WH_RECORD_CALL, WHOLE, ID, 0, "x");
+	cr_expect_eq(p.a.n_closed, 1, "more than its credit");
+	end();
+}
+
+Test(hostile_call, what_waits_of_a_paused_one_is_not_much_more_than_its_credit, .init = count_heap)
+{
+	fill(1, 0, 0, false, 0);
+	fill(100, 0, 0, false, 0);
+	fill(1, 1, 0, false, 0);
+	fill(1, 1, 1, true, 0);
+	fill(5, WH_WIRE_ITEMS_MAX, 0, false, 0);
+	fill(5, WH_WIRE_ITEMS_MAX, 1, false, 0);
+	fill(5, WH_WIRE_ITEMS_MAX, 1, true, 0);
+	fill(1, 0, 0, false, WH_WIRE_FDS_MAX);
+	fill(100, 0, 0, false, WH_WIRE_FDS_MAX);
 }

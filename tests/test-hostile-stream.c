@@ -262,8 +262,8 @@ Test(hostile_stream, more_than_its_credit_ends_the_stream_only)
 	cr_assert_eq(wharf_stream_pause(p.a.port, p.a.seen[0].stream), 0);
 	while (raw_receive(peer, &read_))
 		;
-	/* 64 for a record: the sixteenth that the reader has not given back is beyond it. */
-	for (unsigned i = 0; i < 15; i++)
+	/* 64 for a record, 16 for its item: the fourteenth that the reader has not given back is beyond it. */
+	for (unsigned i = 0; i < 12; i++)
 		put(MIDDLE, 4097, 0, 0, INLINE);
 	cr_assert_eq(stats_of(p.a.port).rx_stream_violations, 0);
 	put(MIDDLE, 4097, 0, 0, INLINE);
@@ -307,9 +307,10 @@ Test(hostile_stream, more_credit_than_was_used_ends_the_port)
 {
 	for (unsigned i = 0; i < 4; i++) {
 		uint64_t stream = begin_ours(4);
-		static const uint64_t more[] = { 565, INT64_MAX, UINT64_MAX, UINT64_MAX - 500 };
+		static const uint64_t more[] = { 1, INT64_MAX, UINT64_MAX, UINT64_MAX - 500 };
+		/* 500, and 64 for the record, and 16 for its item. */
 		put_control(WH_RECORD_CREDIT,
-			&(struct wh_credit){ .id = (uint32_t)stream, .bytes = 564, .kind = WH_RECORD_MESSAGE });
+			&(struct wh_credit){ .id = (uint32_t)stream, .bytes = 580, .kind = WH_RECORD_MESSAGE });
 		cr_assert_eq(p.a.n_closed, 0);
 		put_control(WH_RECORD_CREDIT,
 			&(struct wh_credit){ .id = (uint32_t)stream, .bytes = more[i], .kind = WH_RECORD_MESSAGE });

@@ -1,39 +1,11 @@
 /* SPDX-License-Identifier: MIT */
 /* What ports and pools cost that do nothing: bytes are counted, not estimated. */
 #include <criterion/criterion.h>
-#include <malloc.h>
 #include <stdlib.h>
 
+#include "heap.h"
 #include "pair.h"
 #include "peer.h"
-
-#if defined(__has_feature)
-#if __has_feature(address_sanitizer)
-#define COUNTED_BY_SANITIZER
-#endif
-#endif
-#if defined(__SANITIZE_ADDRESS__) || defined(COUNTED_BY_SANITIZER)
-/* Its own count is of blocks with their red zones. Declared here, because its header is not always there. */
-int __sanitizer_install_malloc_and_free_hooks(void (*on_malloc)(const volatile void *, size_t),
-	void (*on_free)(const volatile void *));
-size_t __sanitizer_get_allocated_size(const volatile void *block);
-static size_t counted;
-static void on_malloc(const volatile void *block, size_t bytes)
-{
-	(void)block;
-	counted += bytes;
-}
-static void on_free(const volatile void *block) { counted -= block ? __sanitizer_get_allocated_size(block) : 0; }
-static void count_heap(void) { cr_assert(__sanitizer_install_malloc_and_free_hooks(on_malloc, on_free)); }
-static size_t heap_bytes(void) { return counted; }
-#else
-static void count_heap(void) {}
-static size_t heap_bytes(void)
-{
-	struct mallinfo2 info = mallinfo2();
-	return info.uordblks + info.hblkhd;
-}
-#endif
 
 static void begin(void)
 {

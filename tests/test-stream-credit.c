@@ -10,7 +10,7 @@
 #include "pair.h"
 #include "port.h"
 
-enum { KEPT_MAX = 2000, RECORD = WH_FLOW_RECORD_BYTES };
+enum { KEPT_MAX = 2000, RECORD = WH_FLOW_RECORD_BYTES + WH_FLOW_ITEM_BYTES };
 
 static struct pair p;
 static struct wharf_msg *kept[KEPT_MAX];
@@ -189,6 +189,25 @@ Test(stream_credit, an_end_waits_for_credit_like_what_it_ends)
 	check_no_violation();
 	release(n_kept);
 	pair_free(&p);
+}
+
+Test(stream_credit, each_part_of_a_record_costs_as_much_as_it_weighs)
+{
+	for (unsigned spare = 0; spare < 2; spare++) {
+		struct wharf_part parts[3] = { { .bytes = bytes, .size = 400 }, { .bytes = bytes },
+			{ .bytes = bytes, .size = 600 - WH_FLOW_RECORD_BYTES - 3 * WH_FLOW_ITEM_BYTES - spare } };
+		uint64_t stream;
+
+		open_keeping(1000);
+		stream = begin();
+		cr_assert_eq(wharf_stream_send(p.a.port, stream, &(struct wharf_out){ .parts = parts, .n_parts = 3 }), 0);
+		settle(p.loop);
+		cr_assert_eq(push(stream, 1, 0), spare ? 0 : -EAGAIN);
+		settle(p.loop);
+		check_no_violation();
+		release(n_kept);
+		pair_free(&p);
+	}
 }
 
 Test(stream_credit, an_end_never_overtakes_what_waits_for_credit)
