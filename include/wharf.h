@@ -742,7 +742,9 @@ WHARF_API int wharf_stream_resume(wharf_port *port, uint64_t stream);
 typedef uint64_t wharf_call_id;
 
 enum { /* reason of a call's end */
-	WHARF_END_LAST = 1,      /* answered in full; status is the answerer's */
+	/* answered in full, and the last reply was delivered, even if its handler has ended the port; status is the
+	 * answerer's */
+	WHARF_END_LAST = 1,
 	WHARF_END_DEADLINE = 2,  /* timeout_ns is over */
 	WHARF_END_CANCEL = 3,    /* wharf_call_cancel here, or, for the answering side, the caller has given up */
 	WHARF_END_PEER_GONE = 4, /* the peer ended without a word, or broke the protocol */

@@ -459,6 +459,38 @@ Test(call_ends, a_handler_may_take_it_and_end_the_port)
 	pair_free(&p);
 }
 
+static void abort_at_reply(struct side *side, const struct wharf_msg *msg)
+{
+	(void)msg;
+	cr_assert_eq(wharf_port_abort(side->port, 4), 0);
+}
+
+static char large[100000];
+
+/* Answered in full is what a call is whose last reply was delivered, whatever its handler does; and no other is. */
+Test(call_ends, an_abort_in_the_last_reply_ends_the_port_and_not_the_call)
+{
+	for (unsigned i = 0; i < 4; i++) {
+		bool last = i < 2;
+		begin(NULL, NULL);
+		caller.on_message = abort_at_reply;
+		call_taken();
+		cr_assert_eq(wharf_reply(p.b.port, answerer.id, side_bytes(large, i % 2 ? sizeof(large) : 5,
+			last ? WHARF_LAST : 0), 3), 0);
+		/* One frame has both, if they are small. */
+		if (!last)
+			cr_assert_eq(wharf_reply(p.b.port, answerer.id, side_bytes(large, 0, WHARF_LAST), 3), 0);
+		settle(p.loop);
+		cr_assert_eq(caller.n_messages, 1);
+		cr_assert_eq(caller.n_ended, 1);
+		cr_assert_eq(caller.end.reason, last ? WHARF_END_LAST : WHARF_END_CLOSED);
+		cr_assert_eq(caller.end.status, last ? 3 : 0);
+		cr_assert_eq(caller.end.progress, WHARF_REPLIED);
+		cr_assert_eq(p.a.reason.code, WHARF_CLOSE_ABORTED);
+		pair_free(&p);
+	}
+}
+
 /* ---- Ids ---- */
 
 Test(call_ends, ids_of_others_are_stale)
