@@ -2,6 +2,7 @@
 /*
  * The seam between the loop and the kernel. An engine speaks in events, with the kernel's quirks smoothed away; the
  * loop and the ports know neither io_uring nor epoll. One engine per loop, used by one thread, wh_engine_wake excepted.
+ * What both engines share is in engine_core.c and engine_event.c, the rest behind wh_engine_ops.
  *
  * Nothing is delivered inside a request: everything comes out of wh_engine_next; the frames and the end of a link in
  * the order in which they happened.
@@ -9,6 +10,7 @@
 #ifndef WH_ENGINE_H
 #define WH_ENGINE_H
 
+#include <stdatomic.h>
 #include <sys/socket.h>
 #include <sys/types.h>
 #include <sys/uio.h>
@@ -16,6 +18,7 @@
 #include "list.h"
 
 struct wh_engine;
+struct wh_rx_slot;
 
 enum {
 	WH_ENGINE_FDS_MAX = 253, /* SCM_MAX_FD */
@@ -87,7 +90,7 @@ struct wh_link {
 		struct wh_accepts *accepts;
 	};
 	struct wh_list todo;   /* while something is wanted */
-	struct wh_list wait;   /* for a buffer, or for the end of a detach */
+	struct wh_list wait;   /* for a buffer, for its turn to receive, or for the end of a detach */
 	struct wh_event_node early; /* SENT, WRITABLE, ACCEPTED, ACCEPT_ERROR, READABLE */
 	struct wh_event_node end;   /* EOF or ERROR, then DETACHED: behind the frames */
 };
@@ -109,17 +112,70 @@ struct wh_event {
 };
 
 struct wh_engine_config {
+	uint32_t engine;           /* WHARF_ENGINE_* */
 	uint32_t rx_buffers;       /* power of two */
 	uint32_t frame_bytes_max;
-	uint32_t rung;             /* for tests: start at this step of the feature ladder, 0 is the best */
+	uint32_t rung;             /* io_uring: start at this step of the feature ladder, 0 is the best */
 	uint32_t cq_entries;       /* for tests: 0 sizes it so that it does not overflow */
 };
 
-/* 0; -EPERM, -EACCES, -ENOSYS, -EOPNOTSUPP: this engine is not to be had here; -ENOMEM, -EMFILE, -ENFILE. */
+/* What each engine does in its own way. */
+struct wh_engine_ops {
+	void (*close)(struct wh_engine *engine);
+	int (*turn)(struct wh_engine *engine, int64_t timeout_ns);
+	int (*submit)(struct wh_engine *engine);
+	bool (*busy)(const struct wh_engine *engine);
+	void (*give)(struct wh_engine *engine, uint32_t buffer); /* a receive buffer may be filled again */
+	void (*pause)(struct wh_engine *engine, struct wh_link *link);
+	void (*detach)(struct wh_engine *engine, struct wh_link *link);
+	int (*fd)(struct wh_engine *engine);
+	int (*sleep)(struct wh_engine *engine, int64_t deadline_ns, bool now);
+	void (*rouse)(struct wh_engine *engine);
+	void (*forked)(struct wh_engine *engine);
+};
+
+/* The head of each engine; its fields are the engines' own. */
+struct wh_engine {
+	const struct wh_engine_ops *ops;
+	int broken;                /* negative errno, sticky */
+	bool enabled;              /* the first turn was taken */
+	uint32_t n_links;
+	uint32_t n_events;         /* queued */
+	struct wh_list events;
+	struct wh_list todo;       /* links with requests that the kernel has not been told of */
+	uint64_t n_enters;         /* times that it asked the kernel what there is */
+	uint64_t n_calls;          /* system calls, those included */
+	uint64_t n_sleeps;         /* and times that it waited for that */
+
+	unsigned char *rx;         /* receive buffers */
+	size_t rx_stride;
+	uint32_t rx_bytes;         /* of one, header included */
+	uint32_t rx_n;
+	uint32_t rx_lent;          /* frames that are queued or in the loop's hands */
+	struct wh_list rx_spare;   /* those that only this process may fill */
+	struct wh_rx_slot *slots;
+
+	int64_t deadline_ns;       /* when the host is woken next, at the latest; INT64_MAX: not by time */
+	int wake_fd;               /* ends a turn that waits */
+	char name[100];
+	_Alignas(64) atomic_bool woken; /* until a turn returns, others need not ring again */
+	atomic_int bell;           /* what a wake writes to */
+};
+
+/*
+ * 0; -EPERM, -EACCES, -ENOSYS, -EOPNOTSUPP: this engine is not to be had here; -ENOMEM, -EMFILE, -ENFILE. With
+ * WHARF_ENGINE_AUTO the next one is tried only where the first one is not to be had.
+ */
 int wh_engine_open(const struct wh_engine_config *config, struct wh_engine **ret_engine);
+/* The engine, its feature level, and why not the other. */
+static inline const char *wh_engine_name(const struct wh_engine *engine) { return engine->name; }
+
 /* Every link must be detached. Takes NULL. */
-void wh_engine_close(struct wh_engine *engine);
-const char *wh_engine_name(const struct wh_engine *engine);
+static inline void wh_engine_close(struct wh_engine *engine)
+{
+	if (engine)
+		engine->ops->close(engine);
+}
 
 /*
  * One exchange with the kernel: submits what was requested, waits up to timeout_ns (negative: for ever; 0: not at all;
@@ -128,16 +184,19 @@ const char *wh_engine_name(const struct wh_engine *engine);
  * wh_engine_wake, a signal, or for nothing; a negative errno: broken, for good. A broken engine still has its queued
  * events, and a link that is detached from it has its DETACHED at once.
  */
-int wh_engine_turn(struct wh_engine *engine, int64_t timeout_ns);
+static inline int wh_engine_turn(struct wh_engine *engine, int64_t timeout_ns)
+{
+	return engine->ops->turn(engine, timeout_ns);
+}
 
 /*
  * Submits without waiting, and clears link->tx of sends that have ended; events stay queued. Safe inside a dispatch. 0
  * or negative: broken.
  */
-int wh_engine_submit(struct wh_engine *engine);
+static inline int wh_engine_submit(struct wh_engine *engine) { return engine->ops->submit(engine); }
 
-/* Something is queued, or done and not harvested: a turn now would not sleep. */
-bool wh_engine_busy(const struct wh_engine *engine);
+/* Something is queued, or known to be done and not harvested: a turn now would not sleep. */
+static inline bool wh_engine_busy(const struct wh_engine *engine) { return engine->ops->busy(engine); }
 
 /* Takes the oldest event. False: none. */
 bool wh_engine_next(struct wh_engine *engine, struct wh_event *ret_event);
@@ -153,7 +212,7 @@ void wh_engine_attach(struct wh_engine *engine, struct wh_link *link, int fd); /
 /* starts, or goes on, receiving frames */
 void wh_engine_receive(struct wh_engine *engine, struct wh_link *link);
 /* what is queued, or comes before the kernel hears of it, still comes out; after that not even the end */
-void wh_engine_pause(struct wh_engine *engine, struct wh_link *link);
+static inline void wh_engine_pause(struct wh_engine *engine, struct wh_link *link) { engine->ops->pause(engine, link); }
 /* link->tx must be NULL; -EAGAIN is a result */
 void wh_engine_send(struct wh_engine *engine, struct wh_link *link, struct wh_tx *tx);
 void wh_engine_want_writable(struct wh_engine *engine, struct wh_link *link);  /* idempotent until it fires */
@@ -162,7 +221,10 @@ void wh_engine_accept(struct wh_engine *engine, struct wh_link *link, struct wh_
 /* any pollable fd, but no eventfd once wh_engine_fd was asked for: a host that sleeps may not hear of it */
 void wh_engine_watch(struct wh_engine *engine, struct wh_link *link);
 /* ends everything of it, closes its fd and connections not taken; a send that was requested before still goes */
-void wh_engine_detach(struct wh_engine *engine, struct wh_link *link);
+static inline void wh_engine_detach(struct wh_engine *engine, struct wh_link *link)
+{
+	engine->ops->detach(engine, link);
+}
 
 /* Makes a waiting turn return, and the pollable fd readable. Any thread, and signal handlers. 0 or a negative errno. */
 int wh_engine_wake(struct wh_engine *engine);
@@ -171,17 +233,19 @@ int wh_engine_wake(struct wh_engine *engine);
  * One level-triggered descriptor for a host loop; created by the first call, readable until the first turn. It may
  * become readable for nothing: a deadline that was given up stays. Negative errno. From then on the loop calls
  * wh_engine_sleep at the end of every turn and of every burst of requests outside one, and wh_engine_rouse at the
- * start of a turn.
+ * start of a turn: in between the host does not look.
  */
-int wh_engine_fd(struct wh_engine *engine);
+static inline int wh_engine_fd(struct wh_engine *engine) { return engine->ops->fd(engine); }
 /* Submits, then lets the fd become readable with the next event, or in deadline_ns (relative; negative: none), or
  * at once if something is waiting already or `now`. 0 or negative: broken. */
-int wh_engine_sleep(struct wh_engine *engine, int64_t deadline_ns, bool now);
-/* Makes the fd unreadable and keeps events from touching it. */
-void wh_engine_rouse(struct wh_engine *engine);
+static inline int wh_engine_sleep(struct wh_engine *engine, int64_t deadline_ns, bool now)
+{
+	return engine->ops->sleep(engine, deadline_ns, now);
+}
+static inline void wh_engine_rouse(struct wh_engine *engine) { engine->ops->rouse(engine); }
 
 /* In a forked child: closes the engine's own descriptors, so that the parent's death is seen. Async-signal-safe. */
-void wh_engine_forked(struct wh_engine *engine);
+static inline void wh_engine_forked(struct wh_engine *engine) { engine->ops->forked(engine); }
 void wh_link_forked(struct wh_link *link); /* the same for its socket */
 
 #endif

@@ -3,11 +3,8 @@
 #include "engine_uring.h"
 
 #include <errno.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/eventfd.h>
+#include <stdio.h>
 #include <sys/mman.h>
-#include <unistd.h>
 
 #include "compat.h"
 
@@ -46,7 +43,7 @@ static void fill_sq_array(struct io_uring *ring)
 		ring->sq.array[i] = i;
 }
 
-static int open_ring(struct wh_engine *engine, const struct wh_engine_config *config)
+static int open_ring(struct wh_uring *uring, const struct wh_engine_config *config)
 {
 	uint32_t cq = config->cq_entries ? config->cq_entries : round_up_power(2 * (config->rx_buffers + CQ_SLACK));
 	uint32_t sq = (uint32_t)wh_min(SQ_ENTRIES, round_up_power(cq));
@@ -62,20 +59,20 @@ static int open_ring(struct wh_engine *engine, const struct wh_engine_config *co
 			.cq_entries = cq,
 		};
 
-		r = io_uring_queue_init_params(sq, &engine->ring, &params);
+		r = io_uring_queue_init_params(sq, &uring->ring, &params);
 		switch (r) {
 		case 0:
-			r = io_uring_ring_dontfork(&engine->ring);
+			r = io_uring_ring_dontfork(&uring->ring);
 			if (r < 0) {
-				io_uring_queue_exit(&engine->ring);
+				io_uring_queue_exit(&uring->ring);
 				return r;
 			}
-			engine->rung = rung;
-			engine->multishot = rungs[rung].multishot;
-			engine->enter_fd = engine->ring.ring_fd;
-			if (engine->ring.features & IORING_FEAT_NO_IOWAIT)
-				engine->enter_flags = IORING_ENTER_NO_IOWAIT;
-			fill_sq_array(&engine->ring);
+			uring->rung = rung;
+			uring->multishot = rungs[rung].multishot;
+			uring->enter_fd = uring->ring.ring_fd;
+			if (uring->ring.features & IORING_FEAT_NO_IOWAIT)
+				uring->enter_flags = IORING_ENTER_NO_IOWAIT;
+			fill_sq_array(&uring->ring);
 			return 0;
 		case -ENOMEM:
 			/* Some kernels charge RLIMIT_MEMLOCK, per user. Overflow is survived: a small ring will do. */
@@ -94,158 +91,121 @@ static int open_ring(struct wh_engine *engine, const struct wh_engine_config *co
 	return -EOPNOTSUPP;
 }
 
-static int map_private(size_t bytes, void **ret_memory)
+static int open_buffers(struct wh_uring *uring)
 {
-	void *memory = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-
-	if (memory == MAP_FAILED)
-		return -ENOMEM;
-	/* What the kernel writes to must not become a child's copy on write. */
-	if (madvise(memory, bytes, MADV_DONTFORK) < 0) {
-		int error = -errno;
-
-		munmap(memory, bytes);
-		return error;
-	}
-	*ret_memory = memory;
-	return 0;
-}
-
-static int open_buffers(struct wh_engine *engine, const struct wh_engine_config *config)
-{
-	struct io_uring_buf_reg reg = { .ring_entries = config->rx_buffers, .bgid = RX_GROUP };
+	struct wh_engine *engine = &uring->engine;
+	struct io_uring_buf_reg reg = { .ring_entries = engine->rx_n, .bgid = RX_GROUP };
 	void *memory = NULL;
 	int r;
 
-	engine->rx_n = config->rx_buffers;
-	engine->rx_bytes = RX_HEADER + config->frame_bytes_max;
-	engine->rx_stride = wh_align_up(RX_SHIFT + (size_t)engine->rx_bytes, 64);
-	r = map_private(engine->rx_n * engine->rx_stride, &memory);
-	if (r < 0)
-		return r;
-	engine->rx = memory;
-	if (engine->multishot) {
-		engine->rx_ring_bytes = engine->rx_n * sizeof(struct io_uring_buf);
-		r = map_private(engine->rx_ring_bytes, &memory);
+	if (uring->multishot) {
+		uring->rx_ring_bytes = engine->rx_n * sizeof(struct io_uring_buf);
+		r = wh_engine_map(uring->rx_ring_bytes, &memory);
 		if (r < 0)
 			return r;
-		engine->rx_ring = memory;
-		io_uring_buf_ring_init(engine->rx_ring);
+		uring->rx_ring = memory;
+		io_uring_buf_ring_init(uring->rx_ring);
 		reg.ring_addr = (uintptr_t)memory;
-		r = io_uring_register_buf_ring(&engine->ring, &reg, 0);
+		r = io_uring_register_buf_ring(&uring->ring, &reg, 0);
 		if (r < 0)
 			return r;
 	}
 	for (uint32_t i = 0; i < engine->rx_n; i++)
-		wh_uring_buffer_give(engine, i);
+		wh_uring_give(engine, i);
 	return 0;
 }
 
-static void close_fd(int *fd)
+static void close_all(struct wh_uring *uring)
 {
-	if (*fd >= 0)
-		close(*fd);
-	*fd = -1;
+	io_uring_queue_exit(&uring->ring);
+	wh_engine_close_fd(&uring->event_fd);
+	/* Requests that nobody reaped may run until the kernel has taken the ring down, some time after this. */
+	if (!uring->orphans && uring->rx_ring)
+		munmap(uring->rx_ring, uring->rx_ring_bytes);
+	wh_engine_free(&uring->engine, uring->orphans);
 }
 
-static void close_all(struct wh_engine *engine)
-{
-	io_uring_queue_exit(&engine->ring);
-	close_fd(&engine->wake_fd);
-	close_fd(&engine->event_fd);
-	/* Requests that nobody reaped may run until the kernel has taken the ring down, some time after this. */
-	if (!engine->orphans) {
-		if (engine->rx)
-			munmap(engine->rx, engine->rx_n * engine->rx_stride);
-		if (engine->rx_ring)
-			munmap(engine->rx_ring, engine->rx_ring_bytes);
-	}
-	free(engine);
-}
+static const struct wh_engine_ops ops = {
+	.close = wh_uring_close,
+	.turn = wh_uring_turn,
+	.submit = wh_uring_submit,
+	.busy = wh_uring_busy,
+	.give = wh_uring_give,
+	.pause = wh_uring_pause,
+	.detach = wh_uring_detach,
+	.fd = wh_uring_fd,
+	.sleep = wh_uring_sleep,
+	.rouse = wh_uring_rouse,
+	.forked = wh_uring_forked,
+};
 
 int wh_engine_open(const struct wh_engine_config *config, struct wh_engine **ret_engine)
 {
-	size_t bytes = sizeof(struct wh_engine) + config->rx_buffers * sizeof(struct rx_slot);
 	struct wh_engine *engine;
+	struct wh_uring *uring;
 	int r;
 
-	wh_assert(config->rx_buffers && !(config->rx_buffers & (config->rx_buffers - 1)));
-	wh_assert(config->rx_buffers <= 1 << 15);
-	engine = aligned_alloc(64, wh_align_up(bytes, 64));
-	if (!engine)
-		return -ENOMEM;
-	memset(engine, 0, bytes);
-	engine->event_fd = engine->wake_fd = -1;
-	engine->deadline_ns = INT64_MAX;
-	wh_list_init(&engine->events);
-	wh_list_init(&engine->todo);
-	wh_list_init(&engine->unfed);
-	wh_list_init(&engine->starved);
-	wh_list_init(&engine->detaching);
-	wh_list_init(&engine->rx_spare);
-	for (uint32_t i = 0; i < config->rx_buffers; i++)
-		wh_list_init(&engine->slots[i].node.queue);
-	r = open_ring(engine, config);
+	r = wh_engine_new(sizeof(*uring), config, &ops, &engine);
+	if (r < 0)
+		return r;
+	uring = wh_uring_of(engine);
+	uring->event_fd = -1;
+	wh_list_init(&uring->unfed);
+	wh_list_init(&uring->starved);
+	wh_list_init(&uring->detaching);
+	r = open_ring(uring, config);
 	if (r < 0) {
-		free(engine);
+		wh_engine_free(engine, false);
 		return r;
 	}
-	r = open_buffers(engine, config);
-	if (r >= 0) {
-		engine->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-		r = engine->wake_fd < 0 ? -errno : 0;
-	}
+	r = open_buffers(uring);
 	if (r < 0) {
-		close_all(engine);
+		close_all(uring);
 		return r;
 	}
+	snprintf(engine->name, sizeof(engine->name), "%s", rungs[uring->rung].name);
 	*ret_engine = engine;
 	return 0;
 }
 
-const char *wh_engine_name(const struct wh_engine *engine)
-{
-	return rungs[engine->rung].name;
-}
-
 /* Saves a reference count per enter in threaded programs. The slot is this thread's: liburing's bookkeeping is not. */
-static void register_ring_fd(struct wh_engine *engine)
+static void register_ring_fd(struct wh_uring *uring)
 {
-	struct io_uring_rsrc_update update = { .offset = UINT32_MAX, .data = (unsigned)engine->ring.ring_fd };
+	struct io_uring_rsrc_update update = { .offset = UINT32_MAX, .data = (unsigned)uring->ring.ring_fd };
 
-	if (io_uring_register((unsigned)engine->ring.ring_fd, IORING_REGISTER_RING_FDS, &update, 1) != 1)
+	if (io_uring_register((unsigned)uring->ring.ring_fd, IORING_REGISTER_RING_FDS, &update, 1) != 1)
 		return;
-	engine->enter_fd = (int)update.offset;
-	engine->enter_flags |= IORING_ENTER_REGISTERED_RING;
+	uring->enter_fd = (int)update.offset;
+	uring->enter_flags |= IORING_ENTER_REGISTERED_RING;
 }
 
-static void unregister_ring_fd(struct wh_engine *engine)
+static void unregister_ring_fd(struct wh_uring *uring)
 {
-	struct io_uring_rsrc_update update = { .offset = (uint32_t)engine->enter_fd };
+	struct io_uring_rsrc_update update = { .offset = (uint32_t)uring->enter_fd };
 
-	if (engine->enter_flags & IORING_ENTER_REGISTERED_RING && pthread_equal(engine->owner, pthread_self()))
-		io_uring_register((unsigned)engine->ring.ring_fd, IORING_UNREGISTER_RING_FDS, &update, 1);
+	if (uring->enter_flags & IORING_ENTER_REGISTERED_RING && pthread_equal(uring->owner, pthread_self()))
+		io_uring_register((unsigned)uring->ring.ring_fd, IORING_UNREGISTER_RING_FDS, &update, 1);
 }
 
-int wh_uring_enable(struct wh_engine *engine)
+int wh_uring_enable(struct wh_uring *uring)
 {
 	/* Debian's liburing 2.3 declares io_uring_enable_rings, but does not export it. */
-	int r = io_uring_register((unsigned)engine->ring.ring_fd, IORING_REGISTER_ENABLE_RINGS, NULL, 0);
+	int r = io_uring_register((unsigned)uring->ring.ring_fd, IORING_REGISTER_ENABLE_RINGS, NULL, 0);
 
 	if (r < 0)
-		return engine->broken = r;
-	engine->owner = pthread_self();
-	engine->enabled = true;
-	register_ring_fd(engine);
+		return uring->engine.broken = r;
+	uring->owner = pthread_self();
+	uring->engine.enabled = true;
+	register_ring_fd(uring);
 	return 0;
 }
 
-int wh_uring_enter(struct wh_engine *engine, int64_t timeout_ns, bool get_events)
+int wh_uring_enter(struct wh_uring *uring, int64_t timeout_ns, bool get_events)
 {
-	struct io_uring_sq *sq = &engine->ring.sq;
+	struct io_uring_sq *sq = &uring->ring.sq;
 	struct __kernel_timespec timeout;
 	struct io_uring_getevents_arg arg = { .ts = 0 };
-	unsigned flags = engine->enter_flags, submit;
+	unsigned flags = uring->enter_flags, submit;
 	size_t arg_bytes = 0;
 	int r;
 
@@ -261,8 +221,10 @@ int wh_uring_enter(struct wh_engine *engine, int64_t timeout_ns, bool get_events
 		arg_bytes = sizeof(arg);
 		flags |= IORING_ENTER_EXT_ARG;
 	}
-	engine->n_enters++;
-	r = io_uring_enter2((unsigned)engine->enter_fd, submit, timeout_ns != 0, flags, arg_bytes ? (void *)&arg : NULL,
+	uring->engine.n_enters++;
+	uring->engine.n_calls++;
+	uring->engine.n_sleeps += timeout_ns != 0;
+	r = io_uring_enter2((unsigned)uring->enter_fd, submit, timeout_ns != 0, flags, arg_bytes ? (void *)&arg : NULL,
 		arg_bytes);
 	if (wh_likely(r >= 0))
 		return 0;
@@ -273,34 +235,36 @@ int wh_uring_enter(struct wh_engine *engine, int64_t timeout_ns, bool get_events
 	case -EBUSY:  /* completions must be harvested first */
 		return 0;
 	default:      /* -EEXIST: another thread's ring; -EBADR: a completion was lost; -EBADF: our fd was closed */
-		engine->broken = r;
+		uring->engine.broken = r;
 		return r;
 	}
 }
 
-struct io_uring_sqe *wh_uring_sqe(struct wh_engine *engine)
+struct io_uring_sqe *wh_uring_sqe(struct wh_uring *uring)
 {
-	struct io_uring_sqe *sqe = io_uring_get_sqe(&engine->ring);
+	struct io_uring_sqe *sqe = io_uring_get_sqe(&uring->ring);
 
-	if (wh_unlikely(!sqe) && wh_uring_enter(engine, 0, false) == 0)
-		sqe = io_uring_get_sqe(&engine->ring);
+	if (wh_unlikely(!sqe) && wh_uring_enter(uring, 0, false) == 0)
+		sqe = io_uring_get_sqe(&uring->ring);
 	return sqe;
 }
 
-void wh_engine_close(struct wh_engine *engine)
+void wh_uring_close(struct wh_engine *engine)
 {
-	if (!engine)
-		return;
+	struct wh_uring *uring = wh_uring_of(engine);
+
 	wh_assert(!engine->n_links);
 	/* No link, no request but the wake's poll and a timeout: they hold no memory of ours and need not be reaped. */
-	unregister_ring_fd(engine);
-	close_all(engine);
+	unregister_ring_fd(uring);
+	close_all(uring);
 }
 
-void wh_engine_forked(struct wh_engine *engine)
+void wh_uring_forked(struct wh_engine *engine)
 {
+	struct wh_uring *uring = wh_uring_of(engine);
+
 	/* The mappings are not here (DONTFORK): only these descriptors could keep the parent's requests alive. */
-	close_fd(&engine->ring.ring_fd);
-	close_fd(&engine->wake_fd);
-	close_fd(&engine->event_fd);
+	wh_engine_close_fd(&uring->ring.ring_fd);
+	wh_engine_close_fd(&uring->event_fd);
+	wh_engine_close_fd(&engine->wake_fd);
 }

@@ -231,7 +231,7 @@ ENGINE_TEST(connections_that_nobody_took_are_closed_when_the_engine_breaks)
 	struct wh_engine *engine = open_plain(rung);
 	struct wh_event event;
 	struct door door;
-	int clients[N], enter_fd;
+	int clients[N], broken;
 	size_t n_fds;
 
 	open_door(engine, &door);
@@ -239,16 +239,13 @@ ENGINE_TEST(connections_that_nobody_took_are_closed_when_the_engine_breaks)
 	knock_all(&door, clients, N);
 	cr_assert_gt(wh_engine_turn(engine, 0), 0);
 	cr_assert_eq(harness_count_fds(), n_fds + 2 * N);
-	/* As if somebody had closed what is not his. */
-	enter_fd = engine->enter_fd;
-	engine->enter_fd = -1;
-	engine->enter_flags &= ~IORING_ENTER_REGISTERED_RING;
+	broken = break_engine(engine);
 	wh_engine_detach(engine, &door.link);
 	cr_assert_eq(wh_engine_turn(engine, 0), -EBADF);
 	cr_assert(wh_engine_next(engine, &event));
 	cr_assert_eq(event.kind, WH_EVENT_DETACHED);
 	cr_assert_eq(harness_count_fds(), n_fds + N - 1);
-	engine->enter_fd = enter_fd;
+	repair_engine(engine, broken);
 	wh_engine_close(engine);
 	close_all(clients, N);
 }

@@ -382,13 +382,12 @@ ENGINE_TEST(broken_engine_does_not_let_its_host_sleep)
 {
 	struct host host;
 	struct wh_event event;
+	int broken;
 
 	host_open(&host, rung);
 	step(&host, -1);
 	settle(&host);
-	/* As if somebody had closed what is not his. */
-	host.engine->enter_fd = -1;
-	host.engine->enter_flags = 0;
+	broken = break_engine(host.engine);
 	cr_assert_eq(put_number(host.peer, 1, 10), 0);
 	wh_engine_want_writable(host.engine, &host.link);
 	cr_assert_eq(wh_engine_sleep(host.engine, -1, false), -EBADF);
@@ -400,5 +399,6 @@ ENGINE_TEST(broken_engine_does_not_let_its_host_sleep)
 	cr_assert_eq(event.kind, WH_EVENT_DETACHED);
 	close(host.peer);
 	close(host.epoll);
+	repair_engine(host.engine, broken);
 	wh_engine_close(host.engine);
 }

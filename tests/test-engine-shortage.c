@@ -188,7 +188,8 @@ ENGINE_TEST(many_links_share_few_buffers_without_asking_in_vain)
 		n_received[i]++;
 		wh_engine_frame_done(engine, &event);
 	}
-	cr_assert_leq(engine->n_starved, LINKS * EACH / 4, "%lu times for %d frames", engine->n_starved, LINKS * EACH);
+	cr_assert_leq(wh_uring_of(engine)->n_starved, LINKS * EACH / 4, "%lu times for %d frames",
+		wh_uring_of(engine)->n_starved, LINKS * EACH);
 	for (int i = 0; i < LINKS; i++) {
 		detach(engine, &links[i]);
 		close(peers[i]);
@@ -397,18 +398,15 @@ ENGINE_TEST(detach_that_waits_is_not_lost_when_the_engine_breaks)
 	struct wh_engine *engine = open_plain(rung);
 	struct wh_link link;
 	struct wh_event event;
-	int peer = open_link(engine, &link), enter_fd;
+	int peer = open_link(engine, &link), broken;
 
 	cr_assert_eq(wh_engine_turn(engine, 0), 0);
 	wh_engine_detach(engine, &link);
-	/* As if somebody had closed what is not his. */
-	enter_fd = engine->enter_fd;
-	engine->enter_fd = -1;
-	engine->enter_flags &= ~IORING_ENTER_REGISTERED_RING;
+	broken = break_engine(engine);
 	cr_assert_eq(wh_engine_turn(engine, 0), -EBADF);
 	cr_assert(wh_engine_next(engine, &event));
 	cr_assert_eq(event.kind, WH_EVENT_DETACHED);
-	engine->enter_fd = enter_fd;
+	repair_engine(engine, broken);
 	wh_engine_close(engine);
 	close(peer);
 }

@@ -37,6 +37,23 @@ static inline struct wh_engine *open_engine(const struct wh_engine_config *confi
 	return engine;
 }
 
+/* As if somebody had closed what is not his. */
+static inline int break_engine(struct wh_engine *engine)
+{
+	struct wh_uring *uring = wh_uring_of(engine);
+	int fd = uring->enter_fd;
+
+	uring->enter_fd = -1;
+	uring->enter_flags &= ~IORING_ENTER_REGISTERED_RING;
+	return fd;
+}
+
+/* For what is closed with it. */
+static inline void repair_engine(struct wh_engine *engine, int fd)
+{
+	wh_uring_of(engine)->enter_fd = fd;
+}
+
 static inline struct wh_engine *open_small(uint32_t rung, uint32_t rx_buffers)
 {
 	struct wh_engine_config config = { .rx_buffers = rx_buffers, .frame_bytes_max = 256, .rung = rung };
