@@ -115,7 +115,7 @@ struct wh_engine_config {
 	uint32_t engine;           /* WHARF_ENGINE_* */
 	uint32_t rx_buffers;       /* power of two */
 	uint32_t frame_bytes_max;
-	uint32_t rung;             /* io_uring: start at this step of the feature ladder, 0 is the best */
+	uint32_t rung;             /* of io_uring: start at this step of the feature ladder, 0 is the best */
 	uint32_t cq_entries;       /* for tests: 0 sizes it so that it does not overflow */
 };
 
@@ -144,8 +144,9 @@ struct wh_engine {
 	struct wh_list events;
 	struct wh_list todo;       /* links with requests that the kernel has not been told of */
 	uint64_t n_enters;         /* times that it asked the kernel what there is */
+	uint64_t n_sleeps;         /* of those, times that it waited */
 	uint64_t n_calls;          /* system calls, those included */
-	uint64_t n_sleeps;         /* and times that it waited for that */
+	uint64_t n_starved;        /* times that a link found no buffer */
 
 	unsigned char *rx;         /* receive buffers */
 	size_t rx_stride;
@@ -161,6 +162,13 @@ struct wh_engine {
 	_Alignas(64) atomic_bool woken; /* until a turn returns, others need not ring again */
 	atomic_int bell;           /* what a wake writes to */
 };
+
+/*
+ * The user of a program may choose where the program does not: with WHARF_ENGINE_AUTO this reads the environment into
+ * config->engine and rung. -EINVAL: it names no engine; ret_word is what it says.
+ */
+#define WH_ENGINE_VARIABLE "WHARF_ENGINE"
+int wh_engine_choose(struct wh_engine_config *config, const char **ret_word);
 
 /*
  * 0; -EPERM, -EACCES, -ENOSYS, -EOPNOTSUPP: this engine is not to be had here; -ENOMEM, -EMFILE, -ENFILE. With

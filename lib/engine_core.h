@@ -161,4 +161,8 @@ void wh_link_drop_accepted(struct wh_link *link);
 /* Closes a link that has nothing outstanding any more. */
 void wh_link_finish_detach(struct wh_link *link);
 
+/* The engines. ret_refused: after an error, io_uring is not to be had here. */
+int wh_uring_open(const struct wh_engine_config *config, struct wh_engine **ret_engine, bool *ret_refused);
+int wh_epoll_open(const struct wh_engine_config *config, struct wh_engine **ret_engine);
+
 #endif

@@ -40,7 +40,6 @@ struct wh_uring {
 	uint32_t rung;
 	bool multishot;            /* recvmsg takes buffers by itself; else they are taken from spare, after a poll */
 	pthread_t owner;           /* who took the first turn */
-	uint64_t n_starved;        /* times that a link found no buffer */
 	struct wh_list unfed;      /* links that want to receive, but there was no buffer: before the others that starve */
 	struct wh_list starved;    /* the same, but they have got some frames before */
 	uint32_t ration;           /* how many of them try again at once */

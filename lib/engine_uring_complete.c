@@ -12,7 +12,7 @@ static void starve(struct wh_link *link)
 	struct wh_uring *uring = wh_uring_of(link->engine);
 	bool fed = link->state & FED;
 
-	uring->n_starved++;
+	uring->engine.n_starved++;
 	uring->tried_in_vain |= !fed;
 	if ((link->state & (RECEIVING | DETACHING)) == RECEIVING && !wh_list_linked(&link->wait))
 		wh_list_append(fed ? &uring->starved : &uring->unfed, &link->wait);

@@ -25,6 +25,12 @@ static const struct rung {
 	{ "io_uring (single shot)", 0, false },                                        /* 5.19 */
 };
 
+/* io_uring is not to be had here; anything else is a shortage, of which the program must hear. */
+static bool refused(int error)
+{
+	return error == -EPERM || error == -EACCES || error == -ENOSYS || error == -EOPNOTSUPP;
+}
+
 static uint32_t round_up_power(uint32_t n)
 {
 	uint32_t power = 1;
@@ -139,12 +145,21 @@ static const struct wh_engine_ops ops = {
 	.forked = wh_uring_forked,
 };
 
-int wh_engine_open(const struct wh_engine_config *config, struct wh_engine **ret_engine)
+/* A filter may let rings be made, and not be entered. A ring that is not enabled yet says so. */
+static int try_to_enter(const struct wh_uring *uring)
+{
+	int r = io_uring_enter2((unsigned)uring->ring.ring_fd, 0, 0, 0, NULL, 0);
+
+	return r == -EBADFD || r >= 0 ? 0 : r;
+}
+
+int wh_uring_open(const struct wh_engine_config *config, struct wh_engine **ret_engine, bool *ret_refused)
 {
 	struct wh_engine *engine;
 	struct wh_uring *uring;
 	int r;
 
+	*ret_refused = false;
 	r = wh_engine_new(sizeof(*uring), config, &ops, &engine);
 	if (r < 0)
 		return r;
@@ -155,11 +170,16 @@ int wh_engine_open(const struct wh_engine_config *config, struct wh_engine **ret
 	wh_list_init(&uring->detaching);
 	r = open_ring(uring, config);
 	if (r < 0) {
+		/* Of memory: what RLIMIT_MEMLOCK lets this user have is not enough for the smallest ring. */
+		*ret_refused = r == -ENOMEM || refused(r);
 		wh_engine_free(engine, false);
 		return r;
 	}
-	r = open_buffers(uring);
+	r = try_to_enter(uring);
+	if (r >= 0)
+		r = open_buffers(uring);
 	if (r < 0) {
+		*ret_refused = refused(r);
 		close_all(uring);
 		return r;
 	}

@@ -306,8 +306,7 @@ static int accept_without_room(void *arg)
 	struct door door;
 	int clients[N], late, probe, n = 0;
 
-	HARNESS_REQUIRE(wh_engine_open(&(struct wh_engine_config){ .rx_buffers = 4, .frame_bytes_max = 64,
-			.rung = *(uint32_t *)arg }, &engine) == 0);
+	HARNESS_REQUIRE(open_bare(*(uint32_t *)arg, &engine) == 0);
 	open_door(engine, &door);
 	knock_all(&door, clients, N);
 	HARNESS_REQUIRE((late = socket(AF_UNIX, SOCK_SEQPACKET, 0)) >= 0);

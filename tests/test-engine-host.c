@@ -241,7 +241,8 @@ ENGINE_TEST(host_is_woken_by_what_came_before_it_slept)
 		wh_engine_rouse(host.engine);
 		cr_assert_eq(wh_engine_turn(host.engine, 0), 0);
 		cr_assert_eq(put_number(host.peer, watcher, 10), 0);
-		cr_assert(!is_readable(&host, BY_POLL, 0), "roused, yet events touch it");
+		/* An epoll is readable whenever it has something; an eventfd costs something each time it is told. */
+		cr_assert(is_epoll(host.engine) || !is_readable(&host, BY_POLL, 0), "roused, yet events touch it");
 		cr_assert_eq(wh_engine_sleep(host.engine, -1, false), 0);
 		expect(&host, watcher);
 		step(&host, -1);

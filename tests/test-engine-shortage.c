@@ -13,7 +13,7 @@ ENGINE_TEST(more_datagrams_than_buffers)
 	struct wh_link link;
 	struct wh_event held[BUFFERS], event;
 	uint32_t expected = BUFFERS;
-	uint64_t n_enters;
+	uint64_t n_enters, n_calls;
 	int peer = open_link(engine, &link);
 
 	for (uint32_t i = 0; i < N; i++)
@@ -25,10 +25,11 @@ ENGINE_TEST(more_datagrams_than_buffers)
 	/* All are held: nothing comes, and nobody keeps asking the kernel for what it has not. */
 	for (int i = 0; i < 10; i++)
 		cr_assert_eq(wh_engine_turn(engine, 0), 0);
-	n_enters = engine->n_enters;
+	n_calls = engine->n_calls;
 	for (int i = 0; i < 100; i++)
 		cr_assert_eq(wh_engine_turn(engine, 0), 0);
-	cr_assert_eq(engine->n_enters, n_enters);
+	cr_assert_leq(engine->n_calls, n_calls + looks(engine, 100));
+	n_enters = engine->n_enters;
 	/* One buffer is enough for all the rest. */
 	for (uint32_t i = 0; i < BUFFERS; i++)
 		cr_assert_eq(number_of(&held[i]), i);
@@ -188,8 +189,7 @@ ENGINE_TEST(many_links_share_few_buffers_without_asking_in_vain)
 		n_received[i]++;
 		wh_engine_frame_done(engine, &event);
 	}
-	cr_assert_leq(wh_uring_of(engine)->n_starved, LINKS * EACH / 4, "%lu times for %d frames",
-		wh_uring_of(engine)->n_starved, LINKS * EACH);
+	cr_assert_leq(engine->n_starved, LINKS * EACH / 4, "%lu times for %d frames", engine->n_starved, LINKS * EACH);
 	for (int i = 0; i < LINKS; i++) {
 		detach(engine, &links[i]);
 		close(peers[i]);
@@ -200,13 +200,15 @@ ENGINE_TEST(many_links_share_few_buffers_without_asking_in_vain)
 ENGINE_TEST(completion_queue_that_overflows_loses_nothing)
 {
 	enum { LINKS = 40, EACH = 30 };
-	struct wh_engine_config config = { .rx_buffers = 64, .frame_bytes_max = 64, .rung = rung, .cq_entries = 2 };
-	struct wh_engine *engine = open_engine(&config);
+	struct wh_engine_config config = config_of(rung, 64, 64);
+	struct wh_engine *engine;
 	static struct side sides[LINKS];
 	uint32_t n_received = 0, n_ends = 0;
 	struct wh_event event;
 	int peers[LINKS];
 
+	config.cq_entries = 2;
+	engine = open_engine(&config);
 	for (int i = 0; i < LINKS; i++)
 		peers[i] = open_link(engine, &sides[i].link);
 	cr_assert_geq(wh_engine_turn(engine, 0), 0);

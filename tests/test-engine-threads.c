@@ -39,7 +39,7 @@ ENGINE_TEST(ring_belongs_to_the_thread_that_turns_first)
 		cr_assert_eq(wh_engine_submit(engine), r);
 	}
 	wh_engine_detach(engine, &link);
-	if (rung == 2)
+	if (rung >= 2)
 		cr_assert_geq(wh_engine_turn(engine, -1), 0);
 	while (wh_engine_next(engine, &event) && event.kind != WH_EVENT_DETACHED)
 		;
@@ -62,7 +62,7 @@ ENGINE_TEST(wake_before_the_first_turn_and_during_a_dispatch_counts)
 {
 	struct wh_engine *engine = open_plain(rung);
 	struct side side = { .n_sent = 0 };
-	uint64_t n_enters;
+	uint64_t n_calls;
 	int fds[2];
 
 	open_pair(fds);
@@ -79,9 +79,9 @@ ENGINE_TEST(wake_before_the_first_turn_and_during_a_dispatch_counts)
 	cr_assert_eq(wh_engine_turn(engine, -1), 0);
 	/* Those ten and this one have been used up: nothing to enter the kernel for. */
 	cr_assert_eq(wh_engine_turn(engine, 0), 0);
-	n_enters = engine->n_enters;
+	n_calls = engine->n_calls;
 	cr_assert_eq(wh_engine_turn(engine, 0), 0);
-	cr_assert_eq(engine->n_enters, n_enters);
+	cr_assert_leq(engine->n_calls, n_calls + looks(engine, 1));
 	detach(engine, &side.link);
 	close(fds[1]);
 	wh_engine_close(engine);
@@ -111,16 +111,16 @@ ENGINE_TEST(wake_from_a_signal_handler_ends_a_turn)
 ENGINE_TEST(turn_waits_no_longer_than_told)
 {
 	struct wh_engine *engine = open_plain(rung);
-	uint64_t n_enters;
+	uint64_t n_calls;
 
 	cr_assert_eq(wh_engine_turn(engine, 1), 0);
 	cr_assert_eq(wh_engine_turn(engine, 1000000), 0);
 	/* And with nothing to do or to wait for, it does not trouble the kernel. */
-	n_enters = engine->n_enters;
+	n_calls = engine->n_calls;
 	for (int i = 0; i < 10; i++)
 		cr_assert_eq(wh_engine_turn(engine, 0), 0);
 	cr_assert_eq(wh_engine_submit(engine), 0);
-	cr_assert_eq(engine->n_enters, n_enters);
+	cr_assert_leq(engine->n_calls, n_calls + looks(engine, 10));
 	wh_engine_close(engine);
 }
 
@@ -143,8 +143,7 @@ static int be_a_parent(void *arg)
 	pid_t pid;
 
 	close(family->peer);
-	HARNESS_REQUIRE(wh_engine_open(&(struct wh_engine_config){ .rx_buffers = 4, .frame_bytes_max = 64,
-			.rung = family->rung }, &family->engine) == 0);
+	HARNESS_REQUIRE(open_bare(family->rung, &family->engine) == 0);
 	HARNESS_REQUIRE(pipe(fds) == 0);
 	HARNESS_REQUIRE(wh_engine_fd(family->engine) >= 0);
 	wh_engine_attach(family->engine, &family->link, family->link.fd);

@@ -216,8 +216,7 @@ static int lose_descriptors(void *arg)
 	struct rlimit limit;
 	int fds[2], n = 0, probe;
 
-	HARNESS_REQUIRE(wh_engine_open(&(struct wh_engine_config){ .rx_buffers = 4, .frame_bytes_max = 64,
-			.rung = *(uint32_t *)arg }, &engine) == 0);
+	HARNESS_REQUIRE(open_bare(*(uint32_t *)arg, &engine) == 0);
 	HARNESS_REQUIRE(socketpair(AF_UNIX, SOCK_SEQPACKET, 0, fds) == 0);
 	wh_engine_attach(engine, &link, fds[0]);
 	wh_engine_receive(engine, &link);
@@ -344,7 +343,7 @@ static int open_while_forbidden(void *arg)
 		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
 	};
 	struct sock_fprog program = { .len = wh_array_len(filter), .filter = filter };
-	struct wh_engine_config config = { .rx_buffers = 4, .frame_bytes_max = 64 };
+	struct wh_engine_config config = config_of(0, 4, 64);
 	struct wh_engine *engine = (struct wh_engine *)arg;
 
 	HARNESS_REQUIRE(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0);
@@ -363,7 +362,7 @@ Test(engine, refusal_of_a_container_is_passed_on)
 /* At every point where descriptors or memory can run out. */
 static int open_while_short(void *arg)
 {
-	struct wh_engine_config config = { .rx_buffers = 64, .frame_bytes_max = 32768, .rung = *(uint32_t *)arg };
+	struct wh_engine_config config = config_of(*(uint32_t *)arg, 64, 32768);
 	struct rlimit limit = { .rlim_max = 4096 };
 	struct wh_engine *engine;
 	size_t n_fds = harness_count_fds();

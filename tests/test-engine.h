@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: MIT */
-/* What the engine's tests share: an engine at each step of its ladder, socket pairs, waiting for one kind of event. */
+/*
+ * What the engines' tests share: an engine of either kind, at each step of the ladder of io_uring; socket pairs, waiting
+ * for one kind of event.
+ */
 #ifndef TEST_ENGINE_H
 #define TEST_ENGINE_H
 
@@ -13,57 +16,95 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "engine_epoll.h"
 #include "engine_uring.h"
 #include "harness.h"
+#include "wharf.h"
 
-enum { PATIENCE_S = 20 }; /* until a test gives up on an event that does not come */
+enum {
+	PATIENCE_S = 20, /* until a test gives up on an event that does not come */
+	RUNG_EPOLL = 3,  /* behind those of io_uring */
+};
 
-/* One Criterion test per rung, so that a failure names it. */
+/* One Criterion test per rung and engine, so that a failure names it. */
 #define ENGINE_TEST(name) \
 	static void name(uint32_t rung); \
 	Test(engine, name##_rung_0) { name(0); } \
 	Test(engine, name##_rung_1) { name(1); } \
 	Test(engine, name##_rung_2) { name(2); } \
+	Test(engine, name##_epoll) { name(RUNG_EPOLL); } \
 	static void name(uint32_t rung)
+
+static inline struct wh_engine_config config_of(uint32_t rung, uint32_t rx_buffers, uint32_t frame_bytes_max)
+{
+	return (struct wh_engine_config){
+		.engine = rung == RUNG_EPOLL ? WHARF_ENGINE_EPOLL : WHARF_ENGINE_URING,
+		.rx_buffers = rx_buffers,
+		.frame_bytes_max = frame_bytes_max,
+		.rung = rung == RUNG_EPOLL ? 0 : rung,
+	};
+}
 
 static inline struct wh_engine *open_engine(const struct wh_engine_config *config)
 {
 	struct wh_engine *engine;
 	int r = wh_engine_open(config, &engine);
 
-	if (r == -EPERM || r == -ENOSYS || r == -EACCES)
+	if (config->engine == WHARF_ENGINE_URING && (r == -EPERM || r == -ENOSYS || r == -EACCES))
 		cr_skip_test("io_uring is not to be had here: errno %d", -r);
 	cr_assert_eq(r, 0, "wh_engine_open: errno %d", -r);
 	return engine;
 }
 
-/* As if somebody had closed what is not his. */
-static inline int break_engine(struct wh_engine *engine)
-{
-	struct wh_uring *uring = wh_uring_of(engine);
-	int fd = uring->enter_fd;
-
-	uring->enter_fd = -1;
-	uring->enter_flags &= ~IORING_ENTER_REGISTERED_RING;
-	return fd;
-}
-
-/* For what is closed with it. */
-static inline void repair_engine(struct wh_engine *engine, int fd)
-{
-	wh_uring_of(engine)->enter_fd = fd;
-}
-
 static inline struct wh_engine *open_small(uint32_t rung, uint32_t rx_buffers)
 {
-	struct wh_engine_config config = { .rx_buffers = rx_buffers, .frame_bytes_max = 256, .rung = rung };
+	struct wh_engine_config config = config_of(rung, rx_buffers, 256);
 
 	return open_engine(&config);
 }
 
 static inline struct wh_engine *open_plain(uint32_t rung)
 {
-	return open_engine(&(struct wh_engine_config){ .rx_buffers = 16, .frame_bytes_max = 4096, .rung = rung });
+	struct wh_engine_config config = config_of(rung, 16, 4096);
+
+	return open_engine(&config);
+}
+
+/* The fewest buffers and bytes; for children, whose parents have looked whether the engine is to be had. */
+static inline int open_bare(uint32_t rung, struct wh_engine **ret_engine)
+{
+	struct wh_engine_config config = config_of(rung, 4, 64);
+
+	return wh_engine_open(&config, ret_engine);
+}
+
+static inline bool is_epoll(const struct wh_engine *engine) { return !strncmp(wh_engine_name(engine), "epoll", 5); }
+
+/*
+ * Turns that may not trouble the kernel: n of them. One with epoll must look, because nothing else would tell it; but
+ * once.
+ */
+static inline uint64_t looks(const struct wh_engine *engine, uint64_t n) { return is_epoll(engine) ? n : 0; }
+
+/* As if somebody had closed what is not his. */
+static inline int break_engine(struct wh_engine *engine)
+{
+	struct wh_uring *uring = wh_uring_of(engine);
+	int *fd = is_epoll(engine) ? &wh_epoll_of(engine)->fd : &uring->enter_fd, was = *fd;
+
+	*fd = -1;
+	if (!is_epoll(engine))
+		uring->enter_flags &= ~IORING_ENTER_REGISTERED_RING;
+	return was;
+}
+
+/* For what is closed with it. */
+static inline void repair_engine(struct wh_engine *engine, int fd)
+{
+	if (is_epoll(engine))
+		wh_epoll_of(engine)->fd = fd;
+	else
+		wh_uring_of(engine)->enter_fd = fd;
 }
 
 static inline void open_pair(int ret_fds[2])
