@@ -94,9 +94,9 @@ struct wharf_reason;
 /* ---- The loop ------------------------------------------------------------------------------------------------- */
 
 enum {
-	WHARF_ENGINE_AUTO = 0,  /* io_uring, in this release */
-	WHARF_ENGINE_URING = 1,
-	WHARF_ENGINE_EPOLL = 2, /* -EOPNOTSUPP in this release */
+	WHARF_ENGINE_AUTO = 0,  /* what WHARF_ENGINE in the environment says; else io_uring, and epoll where that is refused */
+	WHARF_ENGINE_URING = 1, /* or an error */
+	WHARF_ENGINE_EPOLL = 2,
 };
 
 struct wharf_loop_options {
@@ -125,8 +125,15 @@ struct wharf_loop_options {
 };
 
 /*
- * Makes a loop with one reference, the caller's.
- * 0; -ENOMEM (of RLIMIT_MEMLOCK too); -EMFILE or -ENFILE; -EPERM, -EACCES or -ENOSYS: io_uring is refused here.
+ * Makes a loop with one reference, the caller's. Its engine is chosen once, here; peers need not have the same.
+ * The environment variable WHARF_ENGINE decides for programs that leave the choice open (WHARF_ENGINE_AUTO): auto,
+ * uring or epoll; uring:1 and uring:2 do without what Linux 6.1 and 6.0 brought. Programs with more rights than who
+ * started them do not read it.
+ * io_uring counts as refused if the kernel has it not or is too old (-ENOSYS, -EOPNOTSUPP), if a filter or a setting
+ * forbids it (-EPERM, -EACCES), or if RLIMIT_MEMLOCK is too low for the smallest ring (-ENOMEM). Other errors are not
+ * a reason for another engine.
+ * 0; -ENOMEM; -EMFILE or -ENFILE; -EINVAL: WHARF_ENGINE names no engine, too (said to diagnostic); with
+ * WHARF_ENGINE_URING those that count as refused.
  */
 WHARF_API WHARF_CHECK int wharf_loop_new(const struct wharf_loop_options *options, wharf_loop **ret_loop);
 
@@ -193,7 +200,10 @@ WHARF_API int wharf_loop_flush(wharf_loop *loop);
  */
 WHARF_API int wharf_loop_fd(wharf_loop *loop);
 
-/* "io_uring (defer)": the engine in use and its feature level. Valid as long as the loop. */
+/*
+ * The engine in use, and its feature level or why it is not the other: "io_uring", "io_uring (single shot)", "epoll
+ * (io_uring: EPERM, Operation not permitted)", "epoll (io_uring: not asked for)". Valid as long as the loop.
+ */
 WHARF_API const char *wharf_loop_engine(const wharf_loop *loop);
 
 /* ---- Pools and buffers ---------------------------------------------------------------------------------------- */

@@ -88,8 +88,6 @@ static int read_options(const struct wharf_loop_options *given, struct wharf_loo
 		return error;
 	if (o->flags || o->engine > WHARF_ENGINE_EPOLL || !o->alloc != !o->free)
 		return -EINVAL;
-	if (o->engine == WHARF_ENGINE_EPOLL)
-		return -EOPNOTSUPP;
 	if (!o->rx_buffers)
 		o->rx_buffers = RX_BUFFERS;
 	if (!o->frame_bytes_max)
@@ -104,6 +102,23 @@ static int read_options(const struct wharf_loop_options *given, struct wharf_loo
 		o->free = plain_free;
 	}
 	return 0;
+}
+
+static int open_engine(struct wharf_loop *loop, const struct wharf_loop_options *o)
+{
+	struct wh_engine_config config = {
+		.engine = o->engine,
+		.rx_buffers = o->rx_buffers,
+		.frame_bytes_max = o->frame_bytes_max,
+	};
+	const char *word;
+	int error = wh_engine_choose(&config, &word);
+
+	if (error) {
+		wh_loop_say(loop, WH_ENGINE_VARIABLE "=%.32s names no engine: auto, uring, uring:1, uring:2 or epoll", word);
+		return error;
+	}
+	return wh_engine_open(&config, &loop->engine);
 }
 
 int wharf_loop_new(const struct wharf_loop_options *options, wharf_loop **ret_loop)
@@ -142,9 +157,7 @@ int wharf_loop_new(const struct wharf_loop_options *options, wharf_loop **ret_lo
 	wh_list_init(&loop->ending);
 	wh_list_init(&loop->spare_calls);
 	pthread_mutex_init(&loop->kick_lock, NULL);
-	error = wh_engine_open(
-		&(struct wh_engine_config){ .rx_buffers = o.rx_buffers, .frame_bytes_max = o.frame_bytes_max },
-		&loop->engine);
+	error = open_engine(loop, &o);
 	if (error) {
 		pthread_mutex_destroy(&loop->kick_lock);
 		o.free(loop, o.user);

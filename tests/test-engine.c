@@ -2,13 +2,9 @@
 /* The engine as the loop sees it: frames, descriptors, ends; at every step of the feature ladder. */
 #include "test-engine.h"
 
-#include <linux/filter.h>
-#include <linux/seccomp.h>
 #include <sys/eventfd.h>
-#include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
-#include <sys/syscall.h>
 
 #include "compat.h"
 
@@ -333,31 +329,6 @@ ENGINE_TEST(reset_does_not_swallow_frames_and_descriptors)
 }
 
 /* ---- Opening ----------------------------------------------------------------------------------------------------- */
-
-static int open_while_forbidden(void *arg)
-{
-	struct sock_filter filter[] = {
-		BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
-		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, __NR_io_uring_setup, 0, 1),
-		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | *(uint32_t *)arg),
-		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
-	};
-	struct sock_fprog program = { .len = wh_array_len(filter), .filter = filter };
-	struct wh_engine_config config = config_of(0, 4, 64);
-	struct wh_engine *engine = (struct wh_engine *)arg;
-
-	HARNESS_REQUIRE(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0);
-	HARNESS_REQUIRE(prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program) == 0);
-	HARNESS_REQUIRE(wh_engine_open(&config, &engine) == -*(int *)arg);
-	HARNESS_REQUIRE(engine == (struct wh_engine *)arg);
-	return 0;
-}
-
-Test(engine, refusal_of_a_container_is_passed_on)
-{
-	cr_assert_eq(harness_run(open_while_forbidden, &(int){ EPERM }, 20000), 0);
-	cr_assert_eq(harness_run(open_while_forbidden, &(int){ ENOSYS }, 20000), 0);
-}
 
 /* At every point where descriptors or memory can run out. */
 static int open_while_short(void *arg)
