@@ -18,7 +18,8 @@
  *    40  u32 first pool              76   u32 slots: 256 of u32, or 0     576   u64 counted[64]
  *    44  u32 n_pools                 80   u32 local: 4 of 64 bytes, or 0  1088  u64 holders[64]
  *    48  u64 bytes handed out so far 84   zero to 128                     1600
- *    56  zero to 4096
+ *    56  u32 first loop, u32 n_loops: stats.h
+ *    64  zero to 4096
  *
  *   lease (struct wh_control_lease): 0 u64 id, never reused; 8 u32 peer's pid or 0; 12 u32 index in the pool; 16 u32
  *   next lease, u32 previous; 24 u32 lent: n_lent of u32, for each slot 64 words or 0; 28 u32 n_lent; 32 zero to 64.
@@ -26,8 +27,9 @@
  * A chunk c of a slot is bit c % 64 of word c / 64. Free: its bit is set in free[], or in local.bits of the word that
  * local.where names (a loop's thread has taken that word). Lent: its bit is set in a lease's words; the peer may have
  * released it already, which only the release map tells. Claimed otherwise. counted: several hold it, counts says how
- * many. holders: which of the leases 0 to 63 may have a bit in that word. Run info, at a run's first chunk: the turn in
- * which it was last lent (low half) and for which stream.
+ * many. holders: which of the leases 0 to 63 may have a bit in that word. Run info, at a run's first chunk: when it was last
+ * lent (bits 0 to 31: CLOCK_MONOTONIC in units of 2^20 ns, modulo 2^32), its chunks less one (32 to 37), and the low bits
+ * of the stream that it was lent for (38 to 63; 0: a plain message).
  * A process that forked and goes on has a memfd of its own: compare pid and start time with the process looked at.
  */
 #ifndef WH_CONTROL_H
@@ -38,7 +40,7 @@
 #define WH_CONTROL_MAGIC UINT64_C(0x4c54434652414857) /* "WHARFCTL" */
 
 enum {
-	WH_CONTROL_VERSION = 2,
+	WH_CONTROL_VERSION = 3,
 	WH_CONTROL_UNIT = 64,
 	WH_CONTROL_HEADER_BYTES = 4096,
 	WH_CONTROL_SLOTS = 256,
@@ -56,8 +58,10 @@ struct wh_control_header {
 	_Atomic uint32_t first_pool;
 	_Atomic uint32_t n_pools;
 	_Atomic uint64_t used;
+	_Atomic uint32_t first_loop;
+	_Atomic uint32_t n_loops;
 };
-_Static_assert(sizeof(struct wh_control_header) == 56, "layout");
+_Static_assert(sizeof(struct wh_control_header) == 64, "layout");
 
 /* A word of one class that a loop's thread has taken whole. Written by that thread only. */
 struct wh_local {
