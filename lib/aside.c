@@ -78,7 +78,7 @@ bool wh_flows_use_slot(const struct wharf_port *port, uint16_t slot)
 void wh_port_deliver_resumed(struct wharf_port *port, bool all)
 {
 	const bool alone = port->source.loop->n_users <= 1;
-	const uint64_t bytes_before = port->stats.rx_bytes;
+	const uint64_t bytes_before = port->stats->counts.rx_bytes;
 
 	/* A share apart from that of frames, which come first in each turn and may use theirs up in each. */
 	for (uint32_t n = 0; !wh_port_stopped(port) && !wh_list_empty(&port->resumed); n++) {
@@ -86,7 +86,7 @@ void wh_port_deliver_resumed(struct wharf_port *port, bool all)
 		struct aside *aside;
 
 		if (!all && (n >= port->msgs_per_turn ||
-			    (port->stats.rx_bytes - bytes_before >= WH_TURN_BYTES && !alone))) {
+			    (port->stats->counts.rx_bytes - bytes_before >= WH_TURN_BYTES && !alone))) {
 			wh_port_chore(port);
 			break;
 		}

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * Control memory: see control.h. A bump allocator with one free list per power of two: pools come and go in few
- * sizes.
+ * Control memory: see control.h. A bump allocator with one free list per power of two: what is in it comes and goes in
+ * few sizes.
  */
 #include "control.h"
 
@@ -102,7 +102,7 @@ static int arena_make(void)
 		errno = -error;
 		goto fail;
 	}
-	arena.base = base;
+	__atomic_store_n(&arena.base, base, __ATOMIC_RELAXED);
 	arena.header = base;
 	arena.used = WH_CONTROL_HEADER_BYTES;
 	arena.header->version = WH_CONTROL_VERSION;
@@ -135,9 +135,16 @@ static unsigned order_of(size_t bytes)
 
 static void *at(uint32_t position) { return arena.base + (size_t)position * WH_CONTROL_UNIT; }
 
+bool wh_control_owns(const void *block)
+{
+	const char *base = __atomic_load_n(&arena.base, __ATOMIC_RELAXED); /* another thread may be making it */
+
+	return base && (uintptr_t)block - (uintptr_t)base < ARENA_BYTES;
+}
+
 uint32_t wh_control_position(const void *block)
 {
-	return block ? (uint32_t)((size_t)((const char *)block - arena.base) / WH_CONTROL_UNIT) : 0;
+	return wh_control_owns(block) ? (uint32_t)((size_t)((const char *)block - arena.base) / WH_CONTROL_UNIT) : 0;
 }
 
 static void put(uint32_t position, unsigned order)
@@ -213,15 +220,50 @@ void wh_control_change_end(void)
 	pthread_mutex_unlock(&arena.lock);
 }
 
+/* A list of blocks that have their links at these offsets. Between begin and end. */
+struct links {
+	size_t next, previous;
+};
+
+static _Atomic uint32_t *link_at(void *block, size_t offset)
+{
+	return (_Atomic uint32_t *)(void *)((char *)block + offset);
+}
+
+static void add(_Atomic uint32_t *first, void *block, struct links links)
+{
+	uint32_t next = *first, position = wh_control_position(block);
+
+	atomic_store_explicit(link_at(block, links.next), next, memory_order_relaxed);
+	if (next)
+		*link_at(at(next), links.previous) = position;
+	atomic_store_explicit(first, position, memory_order_release);
+}
+
+static void take_out(_Atomic uint32_t *first, void *block, struct links links)
+{
+	uint32_t next = *link_at(block, links.next), previous = *link_at(block, links.previous);
+
+	if (previous)
+		*link_at(at(previous), links.next) = next;
+	else
+		*first = next;
+	if (next)
+		*link_at(at(next), links.previous) = previous;
+}
+
+static const struct links pool_links = { offsetof(struct wh_control_pool, next),
+	offsetof(struct wh_control_pool, previous) };
+static const struct links lease_links = { offsetof(struct wh_control_lease, next),
+	offsetof(struct wh_control_lease, previous) };
+static const struct links loop_links = { offsetof(struct wh_stats_loop, next), offsetof(struct wh_stats_loop, previous) };
+static const struct links port_links = { offsetof(struct wh_stats_port, next), offsetof(struct wh_stats_port, previous) };
+
 void wh_control_add_pool(struct wh_control_pool *pool)
 {
 	wh_control_change_begin();
-	uint32_t first = arena.header->first_pool, position = wh_control_position(pool);
 	pool->id = ++arena.next_id;
-	atomic_store_explicit(&pool->next, first, memory_order_relaxed);
-	if (first)
-		((struct wh_control_pool *)at(first))->previous = position;
-	atomic_store_explicit(&arena.header->first_pool, position, memory_order_release);
+	add(&arena.header->first_pool, pool, pool_links);
 	arena.header->n_pools++;
 	wh_control_change_end();
 }
@@ -229,13 +271,7 @@ void wh_control_add_pool(struct wh_control_pool *pool)
 void wh_control_remove_pool(struct wh_control_pool *pool)
 {
 	wh_control_change_begin();
-	uint32_t next = pool->next, previous = pool->previous;
-	if (previous)
-		((struct wh_control_pool *)at(previous))->next = next;
-	else
-		arena.header->first_pool = next;
-	if (next)
-		((struct wh_control_pool *)at(next))->previous = previous;
+	take_out(&arena.header->first_pool, pool, pool_links);
 	arena.header->n_pools--;
 	wh_control_change_end();
 }
@@ -243,25 +279,67 @@ void wh_control_remove_pool(struct wh_control_pool *pool)
 void wh_control_add_lease(struct wh_control_pool *pool, struct wh_control_lease *lease)
 {
 	wh_control_change_begin();
-	uint32_t first = pool->first_lease, position = wh_control_position(lease);
 	lease->id = ++arena.next_id;
-	atomic_store_explicit(&lease->next, first, memory_order_relaxed);
-	if (first)
-		((struct wh_control_lease *)at(first))->previous = position;
-	atomic_store_explicit(&pool->first_lease, position, memory_order_release);
+	add(&pool->first_lease, lease, lease_links);
 	wh_control_change_end();
 }
 
 void wh_control_remove_lease(struct wh_control_pool *pool, struct wh_control_lease *lease)
 {
 	wh_control_change_begin();
-	uint32_t next = lease->next, previous = lease->previous;
-	if (previous)
-		((struct wh_control_lease *)at(previous))->next = next;
-	else
-		pool->first_lease = next;
-	if (next)
-		((struct wh_control_lease *)at(next))->previous = previous;
+	take_out(&pool->first_lease, lease, lease_links);
+	wh_control_change_end();
+}
+
+static uint64_t new_id(void)
+{
+	pthread_mutex_lock(&arena.lock);
+	uint64_t id = ++arena.next_id;
+	pthread_mutex_unlock(&arena.lock);
+	return id;
+}
+
+void wh_control_add_loop(struct wh_stats_loop *loop)
+{
+	loop->id = new_id();
+	if (!wh_control_owns(loop))
+		return;
+	wh_control_change_begin();
+	add(&arena.header->first_loop, loop, loop_links);
+	arena.header->n_loops++;
+	wh_control_change_end();
+}
+
+void wh_control_remove_loop(struct wh_stats_loop *loop)
+{
+	if (!wh_control_owns(loop))
+		return;
+	wh_control_change_begin();
+	take_out(&arena.header->first_loop, loop, loop_links);
+	arena.header->n_loops--;
+	wh_control_change_end();
+}
+
+void wh_control_add_port(struct wh_stats_loop *loop, struct wh_stats_port *port)
+{
+	port->id = new_id();
+	if (!wh_control_owns(loop) || !wh_control_owns(port))
+		return;
+	wh_control_change_begin();
+	__atomic_store_n(&port->loop, wh_control_position(loop), __ATOMIC_RELAXED);
+	add(&loop->first_port, port, port_links);
+	loop->n_ports++;
+	wh_control_change_end();
+}
+
+void wh_control_remove_port(struct wh_stats_loop *loop, struct wh_stats_port *port)
+{
+	if (!port->loop)
+		return;
+	wh_control_change_begin();
+	take_out(&loop->first_port, port, port_links);
+	loop->n_ports--;
+	__atomic_store_n(&port->loop, 0, __ATOMIC_RELAXED);
 	wh_control_change_end();
 }
 

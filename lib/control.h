@@ -36,6 +36,7 @@
 #define WH_CONTROL_H
 
 #include "base.h"
+#include "stats.h"
 
 #define WH_CONTROL_MAGIC UINT64_C(0x4c54434652414857) /* "WHARFCTL" */
 
@@ -131,7 +132,8 @@ _Static_assert(sizeof(struct wh_control_lease) == 64, "layout");
 int wh_control_alloc(size_t bytes, void **ret_block);
 void wh_control_free(void *block, size_t bytes); /* takes NULL */
 
-uint32_t wh_control_position(const void *block);
+bool wh_control_owns(const void *block); /* false: it is the heap's */
+uint32_t wh_control_position(const void *block); /* 0 of one that it does not own, and of NULL */
 
 /* Tables that an inspector walks change between these two. Not nested; hold no lock of another pool inside. */
 void wh_control_change_begin(void);
@@ -143,6 +145,11 @@ void wh_control_remove_pool(struct wh_control_pool *pool);
 /* The same for a lease of a pool. */
 void wh_control_add_lease(struct wh_control_pool *pool, struct wh_control_lease *lease);
 void wh_control_remove_lease(struct wh_control_pool *pool, struct wh_control_lease *lease);
+/* Of loops, and of the ports of a loop. What lies in the heap gets its id, and nobody sees it. */
+void wh_control_add_loop(struct wh_stats_loop *loop);
+void wh_control_remove_loop(struct wh_stats_loop *loop);
+void wh_control_add_port(struct wh_stats_loop *loop, struct wh_stats_port *port);
+void wh_control_remove_port(struct wh_stats_loop *loop, struct wh_stats_port *port);
 
 /* In a forked child that starts over: forgets the parent's memory, which is not mapped here, and closes its memfd. */
 void wh_control_restart(void);

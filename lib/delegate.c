@@ -236,7 +236,7 @@ int wharf_call_adopt(wharf_port *port, const struct wharf_answer_options *option
 		return -EINVAL;
 	if (port->adopted)
 		return -EALREADY;
-	if (port->state > WH_PORT_OPEN || port->stats.rx_messages || port->flows[WH_FLOW_ANSWER].sequence)
+	if (port->state > WH_PORT_OPEN || port->stats->counts.rx_messages || port->flows[WH_FLOW_ANSWER].sequence)
 		return -ENOENT;
 	error = wh_flow_new(port, WH_FLOW_ANSWER, sizeof(struct wh_call), WH_CALL_DELEGATED, &flow);
 	if (error)

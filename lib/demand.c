@@ -176,6 +176,7 @@ void wh_port_room(struct wharf_port *port)
 
 	if (port->state >= WH_PORT_ENDING)
 		return;
+	port->tally.claim_refused &= !tell;
 	if (port->latest)
 		wh_latest_look(port);
 	tell |= port->posting.writable;
@@ -184,6 +185,7 @@ void wh_port_room(struct wharf_port *port)
 	if (port->tx_lent_bytes_max && port->state < WH_PORT_ENDING)
 		look_who_waits_for_release(port);
 	tell |= unblock_starts(port);
+	wh_ledger_unblock(port, tell);
 	if (tell && port->ops.on_writable && port->state <= WH_PORT_OPEN)
 		port->ops.on_writable(port, port->user);
 }

@@ -16,6 +16,7 @@
 #include <sys/uio.h>
 
 #include "list.h"
+#include "stats.h"
 
 struct wh_engine;
 struct wh_rx_slot;
@@ -132,6 +133,7 @@ struct wh_engine_ops {
 	int (*sleep)(struct wh_engine *engine, int64_t deadline_ns, bool now);
 	void (*rouse)(struct wh_engine *engine);
 	void (*forked)(struct wh_engine *engine);
+	void (*describe)(const struct wh_engine *engine, struct wh_stats_loop *stats);
 };
 
 /* The head of each engine; its fields are the engines' own. */
@@ -146,7 +148,12 @@ struct wh_engine {
 	uint64_t n_enters;         /* times that it asked the kernel what there is */
 	uint64_t n_sleeps;         /* of those, times that it waited */
 	uint64_t n_calls;          /* system calls, those included */
+	uint64_t n_completions;    /* what the kernel has said */
+	uint64_t n_overflows;      /* times that it had more to say than there was room for */
 	uint64_t n_starved;        /* times that a link found no buffer */
+	uint64_t n_wakes;          /* turns that somebody had rung for */
+	uint32_t n_armed[WH_ARMED_KINDS]; /* requests that the kernel holds */
+	uint32_t n_starving;       /* links that wait for a buffer */
 
 	unsigned char *rx;         /* receive buffers */
 	size_t rx_stride;
@@ -177,6 +184,15 @@ int wh_engine_choose(struct wh_engine_config *config, const char **ret_word);
 int wh_engine_open(const struct wh_engine_config *config, struct wh_engine **ret_engine);
 /* The engine, its feature level, and why not the other. */
 static inline const char *wh_engine_name(const struct wh_engine *engine) { return engine->name; }
+
+/* Fills in what it is, once, and again after wh_engine_fd. Its counters the loop reads where they are. */
+static inline void wh_engine_describe(const struct wh_engine *engine, struct wh_stats_loop *stats)
+{
+	stats->wake_fd = engine->wake_fd;
+	stats->rx_buffers = engine->rx_n;
+	stats->ring_fd = stats->event_fd = -1;
+	engine->ops->describe(engine, stats);
+}
 
 /* Every link must be detached. Takes NULL. */
 static inline void wh_engine_close(struct wh_engine *engine)

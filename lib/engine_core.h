@@ -32,6 +32,10 @@ enum {
 	REQUEST_ACCEPT,
 };
 #define WH_BIT(n) (1u << (n))
+static_assert(REQUEST_RECEIVE - 1 == (int)WH_ARMED_RECEIVE && REQUEST_SEND - 1 == (int)WH_ARMED_SEND &&
+		REQUEST_WRITABLE - 1 == (int)WH_ARMED_WRITABLE && REQUEST_WATCH - 1 == (int)WH_ARMED_WATCH &&
+		REQUEST_ACCEPT - 1 == (int)WH_ARMED_ACCEPT,
+	"counted in this order");
 /* A cancellation is wanted per request, in the upper half; of engines whose requests the kernel holds. */
 #define CANCEL_SHIFT 16
 #define CANCEL_BIT(request) (WH_BIT(request) << CANCEL_SHIFT)
@@ -99,6 +103,15 @@ static inline void wh_link_want(struct wh_link *link, uint32_t bits)
 	link->wanted |= bits;
 	if (!wh_list_linked(&link->todo))
 		wh_list_append(&link->engine->todo, &link->todo);
+}
+
+/* The end of a turn. Whoever found woken set had stored before what the loop will look at after this. */
+static inline void wh_engine_unring(struct wh_engine *engine)
+{
+	if (wh_likely(!atomic_load_explicit(&engine->woken, memory_order_relaxed)))
+		return;
+	atomic_exchange(&engine->woken, false);
+	engine->n_wakes++;
 }
 
 static inline bool wh_link_receives(const struct wh_link *link)

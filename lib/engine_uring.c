@@ -20,7 +20,7 @@ void wh_uring_pause(struct wh_engine *engine, struct wh_link *link)
 		return;
 	link->state &= ~(uint32_t)RECEIVING;
 	link->wanted &= ~WH_BIT(REQUEST_RECEIVE);
-	wh_list_remove(&link->wait);
+	wh_uring_unstarve(link);
 	if (link->armed & WH_BIT(REQUEST_RECEIVE))
 		wh_link_want(link, CANCEL_BIT(REQUEST_RECEIVE));
 }
@@ -42,7 +42,7 @@ void wh_uring_detach(struct wh_engine *engine, struct wh_link *link)
 	link->state |= DETACHING;
 	link->state &= ~(uint32_t)(RECEIVING | ACCEPTING);
 	link->wanted &= WH_BIT(REQUEST_SEND);
-	wh_list_remove(&link->wait);
+	wh_uring_unstarve(link);
 	if (link->state & LISTENING)
 		wh_link_drop_accepted(link);
 	if (!engine->enabled || engine->broken) {
@@ -97,6 +97,7 @@ static void prepare(const struct wh_uring *uring, struct wh_link *link, uint32_t
 		break;
 	}
 	link->armed |= WH_BIT(request);
+	link->engine->n_armed[request - 1]++;
 	io_uring_sqe_set_data64(sqe, user_data(link, request));
 }
 
@@ -117,6 +118,7 @@ static bool issue(struct wh_uring *uring, struct wh_link *link)
 				request == REQUEST_ACCEPT ? IORING_ASYNC_CANCEL_ALL : 0);
 			io_uring_sqe_set_data64(sqe, user_data(link, REQUEST_CANCEL));
 			link->cancels++;
+			link->engine->n_armed[WH_ARMED_CANCEL]++;
 		}
 	}
 	return true;
@@ -128,7 +130,7 @@ static bool issue(struct wh_uring *uring, struct wh_link *link)
  */
 static void feed_starved(struct wh_uring *uring)
 {
-	const struct wh_engine *engine = &uring->engine;
+	struct wh_engine *engine = &uring->engine;
 	uint32_t free = engine->rx_n - engine->rx_lent;
 
 	if (!free || (engine->n_events && free < engine->rx_n / 2))
@@ -146,6 +148,7 @@ static void feed_starved(struct wh_uring *uring)
 			first = wh_list_take_first(&uring->starved);
 		if (!first)
 			break;
+		engine->n_starving--;
 		wh_link_want_receive(wh_container_of(first, struct wh_link, wait));
 	}
 }
@@ -214,9 +217,7 @@ int wh_uring_turn(struct wh_engine *engine, int64_t timeout_ns)
 		wh_uring_enter(uring, 0, true);
 		wh_uring_harvest(uring);
 	}
-	/* Whoever found it set had stored before what the loop will look at after this. */
-	if (wh_unlikely(atomic_load_explicit(&engine->woken, memory_order_relaxed)))
-		atomic_exchange(&engine->woken, false);
+	wh_engine_unring(engine);
 	return wh_unlikely(engine->broken) ? give_up(uring) : (int)engine->n_events;
 }
 

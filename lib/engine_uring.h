@@ -86,6 +86,15 @@ static inline bool wh_uring_hungry(const struct wh_uring *uring)
 		!(wh_list_empty(&uring->unfed) && wh_list_empty(&uring->starved));
 }
 
+/* Of a link that is not detaching: it wants no buffer any more. */
+static inline void wh_uring_unstarve(struct wh_link *link)
+{
+	if (!wh_list_linked(&link->wait))
+		return;
+	wh_list_remove(&link->wait);
+	link->engine->n_starving--;
+}
+
 /* What a detaching or paused link still has to get rid of. Sends end by themselves. */
 static inline uint32_t wh_uring_cancels_due(const struct wh_link *link)
 {

@@ -12,10 +12,12 @@ static void starve(struct wh_link *link)
 	struct wh_uring *uring = wh_uring_of(link->engine);
 	bool fed = link->state & FED;
 
-	uring->engine.n_starved++;
+	link->engine->n_starved++;
 	uring->tried_in_vain |= !fed;
-	if ((link->state & (RECEIVING | DETACHING)) == RECEIVING && !wh_list_linked(&link->wait))
+	if ((link->state & (RECEIVING | DETACHING)) == RECEIVING && !wh_list_linked(&link->wait)) {
 		wh_list_append(fed ? &uring->starved : &uring->unfed, &link->wait);
+		link->engine->n_starving++;
+	}
 }
 
 static void receive_failed(struct wh_link *link, int error)
@@ -93,8 +95,10 @@ static void complete(struct wh_uring *uring, const struct io_uring_cqe *cqe)
 		own_done(uring, cqe);
 		return;
 	}
-	if (!(cqe->flags & IORING_CQE_F_MORE))
+	if (!(cqe->flags & IORING_CQE_F_MORE)) {
 		link->armed &= ~WH_BIT(request);
+		link->engine->n_armed[request - 1]--;
+	}
 	switch (request) {
 	case REQUEST_RECEIVE:
 		if (uring->multishot)
@@ -134,7 +138,10 @@ void wh_uring_harvest(struct wh_uring *uring)
 	struct io_uring_cq *cq = &uring->ring.cq;
 	unsigned head = *cq->khead, tail;
 
+	if (wh_unlikely(IO_URING_READ_ONCE(*uring->ring.sq.kflags) & IORING_SQ_CQ_OVERFLOW))
+		uring->engine.n_overflows++;
 	while (head != (tail = io_uring_smp_load_acquire(cq->ktail))) {
+		uring->engine.n_completions += tail - head;
 		while (head != tail)
 			complete(uring, &cq->cqes[head++ & cq->ring_mask]);
 		io_uring_smp_store_release(cq->khead, head);

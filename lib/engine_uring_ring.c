@@ -131,6 +131,18 @@ static void close_all(struct wh_uring *uring)
 	wh_engine_free(&uring->engine, uring->orphans);
 }
 
+static void describe(const struct wh_engine *engine, struct wh_stats_loop *stats)
+{
+	const struct wh_uring *uring = wh_uring_of(engine);
+
+	stats->engine = WH_STATS_URING;
+	stats->rung = uring->rung;
+	stats->ring_fd = uring->ring.ring_fd;
+	stats->event_fd = uring->event_fd;
+	stats->sq_entries = uring->ring.sq.ring_entries;
+	stats->cq_entries = uring->ring.cq.ring_entries;
+}
+
 static const struct wh_engine_ops ops = {
 	.close = wh_uring_close,
 	.turn = wh_uring_turn,
@@ -143,6 +155,7 @@ static const struct wh_engine_ops ops = {
 	.sleep = wh_uring_sleep,
 	.rouse = wh_uring_rouse,
 	.forked = wh_uring_forked,
+	.describe = describe,
 };
 
 /* A filter may let rings be made, and not be entered. A ring that is not enabled yet says so. */

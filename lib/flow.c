@@ -128,8 +128,10 @@ int wh_flow_new(struct wharf_port *port, enum wh_flow_kind kind, size_t bytes, u
 	if (!ours && index_of(kind, id) < table->n_slots && table->flows[index_of(kind, id)])
 		return -EEXIST;
 	if (table->n >= max || (!ours && index_of(kind, id) >= max)) {
-		if (ours)
+		if (ours) {
 			port->blocked_starts |= 1u << kind;
+			wh_ledger_block(port);
+		}
 		return -EAGAIN;
 	}
 	/* An index that the peer chooses is below its maximum; ours stay there, too. */

@@ -46,7 +46,7 @@ static void abort_in(struct wh_flow *flow, uint32_t code)
 static void violation(struct wh_flow *flow, const char *why)
 {
 	if (flow->kind == WH_FLOW_STREAM_IN) {
-		flow->port->stats.rx_stream_violations++;
+		wh_port_count(flow->port, rx_stream_violations, 1);
 		abort_in(flow, WH_ABORT_VIOLATION);
 	} else {
 		wh_port_violation(flow->port, why);
@@ -83,7 +83,7 @@ void wh_flow_deliver(struct wh_flow *flow, struct wh_message *m)
 			return;
 		}
 	}
-	port->stats.rx_messages++;
+	wh_port_sum(port, rx_messages, 1);
 	dispatch(flow, &copy->pub);
 	if (copy != m) {
 		copy->is_taken = false; /* was about the borrowed one */
@@ -197,10 +197,10 @@ static void deliver_in_place(struct wh_flow *flow, const struct wh_record *r, co
 		m.pub.total_bytes = a->total_bytes;
 		m.pub.position_bytes = a->position_bytes - m.pub.size;
 	}
-	port->stats.rx_bytes += m.pub.size;
+	wh_port_sum(port, rx_bytes, m.pub.size);
 	port->bytes_unreported += m.pub.size;
 	port->bytes_this_turn += m.pub.size;
-	port->stats.rx_fds += in->n_fds;
+	wh_port_count(port, rx_fds, in->n_fds);
 	wh_flow_deliver(flow, &m);
 	wh_fds_close(fds, in->n_fds);
 	for (unsigned i = 0; i < r->n_items && !m.is_taken; i++)
@@ -318,7 +318,7 @@ static void deliver_assembled(struct wh_flow *flow, const struct wh_record *r)
 		flow->port->assembly_bytes -= a->capacity_bytes;
 		flow->port->assembly_fds -= a->n_fds;
 	}
-	flow->port->stats.rx_fds += a->n_fds;
+	wh_port_count(flow->port, rx_fds, a->n_fds);
 	wh_flow_deliver(flow, &m);
 	wh_fds_close(a->fds, a->n_fds);
 	free(a);
@@ -372,7 +372,7 @@ static const char *take_piece(struct wh_flow *flow, const struct wh_record *r, c
 		a->position_bytes += run->size;
 	}
 	wh_port_release_runs(port, r);
-	port->stats.rx_bytes += bytes;
+	wh_port_sum(port, rx_bytes, bytes);
 	port->bytes_unreported += bytes;
 	port->bytes_this_turn += bytes;
 	if (flow->kind != WH_FLOW_PLAIN)
@@ -509,7 +509,7 @@ void wh_flow_arrive(struct wharf_port *port, const struct wh_record *r, struct w
 
 	if (!flow) {
 		/* It has ended here while this was on its way, or it is not there for another reason that was told. */
-		port->stats.rx_stray_records += port->state < WH_PORT_ENDING;
+		wh_port_count(port, rx_stray_records, port->state < WH_PORT_ENDING);
 		wh_port_release_runs(port, r);
 		return;
 	}

@@ -117,7 +117,7 @@ void wh_latest_queued(struct wharf_port *port, struct wh_outmsg *m)
 
 void wh_latest_replaced(struct wharf_port *port, struct wh_outmsg *older, struct wh_outmsg *m)
 {
-	port->stats.tx_replaced++;
+	wh_port_count(port, tx_replaced, 1);
 	if (port->latest->table) {
 		leave(port->latest, older);
 		enter(port->latest, m);

@@ -218,6 +218,12 @@ bool wh_lease_shared(const struct wh_lease *lease) { return wh_full_const(lease)
 
 uint64_t wh_lease_id(const struct wh_lease *lease) { return wh_full_const(lease)->control->id; }
 
+void wh_lease_positions(const struct wh_lease *lease, uint32_t *ret_pool, uint32_t *ret_lease)
+{
+	*ret_pool = wh_control_position(wh_full_const(lease)->pool->control);
+	*ret_lease = wh_control_position(wh_full_const(lease)->control);
+}
+
 void wh_lease_set_peer(struct wh_lease *lease, uint32_t pid)
 {
 	atomic_store_explicit(&wh_full(lease)->control->peer, pid, memory_order_relaxed);

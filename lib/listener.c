@@ -166,6 +166,7 @@ static void on_accepted(struct wharf_listener *l, int fd)
 	struct ucred credentials;
 
 	l->retry_ns = 0;
+	wh_loop_count(l->source.loop, accepted, 1);
 	if (l->closed || wh_peer_credentials(fd, &credentials) < 0) {
 		close(fd);
 		return;
@@ -174,6 +175,7 @@ static void on_accepted(struct wharf_listener *l, int fd)
 	who.uid = credentials.uid;
 	who.gid = credentials.gid;
 	if (!allowed(l, who.uid)) {
+		wh_loop_count(l->source.loop, refused, 1);
 		if (l->ops.on_refuse)
 			l->ops.on_refuse(l, &who, l->user);
 		close(fd);
@@ -192,6 +194,7 @@ static void on_accept_error(struct wharf_listener *l, int error)
 {
 	if (l->closed)
 		return;
+	wh_loop_count(l->source.loop, accept_errors, 1);
 	l->retry_ns = l->retry_ns ? (uint32_t)wh_min(l->retry_ns * 2, RETRY_MAX_NS) : RETRY_MIN_NS;
 	wh_loop_set_deadline(l->source.loop, &l->retry, l->retry_ns);
 	if (l->ops.on_error)
@@ -210,6 +213,7 @@ static void on_event(struct wh_source *source, struct wh_event *event)
 	struct wharf_listener *l = wh_container_of(source, struct wharf_listener, source);
 	struct wharf_loop *loop = source->loop;
 
+	wh_loop_enter(loop, 0);
 	switch (event->kind) {
 	case WH_EVENT_ACCEPTED:
 		on_accepted(l, event->result);

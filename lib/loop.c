@@ -14,6 +14,7 @@
 #include "port.h"
 
 enum {
+	LOOP_FLAGS = WHARF_LOOP_UNSEEN,
 	RX_BUFFERS = 64, /* 2 MiB of frames in the kernel's hands; more did not help the throughput of one port */
 	WAITING_PER_TURN = 16, /* that are tried though the kernel has not said that there is room */
 	EVENTS_PER_TURN =
@@ -86,7 +87,7 @@ static int read_options(const struct wharf_loop_options *given, struct wharf_loo
 
 	if (error)
 		return error;
-	if (o->flags || o->engine > WHARF_ENGINE_EPOLL || !o->alloc != !o->free)
+	if (o->flags & ~(uint32_t)LOOP_FLAGS || o->engine > WHARF_ENGINE_EPOLL || !o->alloc != !o->free)
 		return -EINVAL;
 	if (!o->rx_buffers)
 		o->rx_buffers = RX_BUFFERS;
@@ -157,13 +158,17 @@ int wharf_loop_new(const struct wharf_loop_options *options, wharf_loop **ret_lo
 	wh_list_init(&loop->ending);
 	wh_list_init(&loop->spare_calls);
 	pthread_mutex_init(&loop->kick_lock, NULL);
-	error = open_engine(loop, &o);
+	error = wh_ledger_open_loop(loop, !(o.flags & WHARF_LOOP_UNSEEN));
+	if (!error)
+		error = open_engine(loop, &o);
 	if (error) {
+		wh_ledger_free_loop(loop);
 		pthread_mutex_destroy(&loop->kick_lock);
 		o.free(loop, o.user);
 		return error;
 	}
 	loop->turn_ns = wh_loop_clock(loop);
+	wh_ledger_enter_loop(loop);
 	wh_guard_add(&loop->fork_hook);
 	*ret_loop = loop;
 	return 0;
@@ -183,6 +188,7 @@ wharf_loop *wharf_loop_unref(wharf_loop *loop)
 	wh_assert(loop->freed);
 	wh_timers_fini(&loop->timers);
 	pthread_mutex_destroy(&loop->kick_lock);
+	wh_ledger_free_loop(loop);
 	loop->free(loop, loop->user);
 	return NULL;
 }
@@ -319,6 +325,7 @@ static int broken(struct wharf_loop *loop, int error)
 {
 	if (!loop->broken) {
 		loop->broken = error;
+		wh_ledger_break(loop, error);
 		wh_loop_say(loop, "the engine %s is broken: errno %d", wh_engine_name(loop->engine), -error);
 	}
 	return loop->broken;
@@ -351,6 +358,7 @@ static int wait_for_events(struct wharf_loop *loop, int64_t timeout_ns)
 	if (timeout_ns == 0 || work_waits(loop))
 		return wh_engine_turn(loop->engine, 0);
 	now_ns = wh_loop_clock(loop);
+	wh_ledger_wait(loop, now_ns);
 	deadline_ns = next_deadline(loop, now_ns);
 	if (deadline_ns >= 0 && (timeout_ns < 0 || deadline_ns < timeout_ns))
 		timeout_ns = deadline_ns;
@@ -378,13 +386,14 @@ static int turn(struct wharf_loop *loop, int64_t timeout_ns)
 	n = wait_for_events(loop, timeout_ns);
 	if (n < 0)
 		return broken(loop, n);
-	loop->turn_ns = wh_loop_clock(loop);
+	wh_ledger_work(loop, wh_loop_clock(loop));
 	happened = wh_loop_run_kicks(loop);
 	happened |= wh_loop_run_posts(loop, 0);
 	while (budget-- > 0 && wh_engine_next(loop->engine, &event)) {
 		struct wh_source *source = wh_container_of(event.link, struct wh_source, link);
 		/* A send that came back is no reason to try those that were refused: trying makes the next one. */
 		happened |= event.kind != WH_EVENT_SENT;
+		wh_loop_count(loop, events, 1);
 		source->event(source, &event);
 	}
 	if (!wh_list_empty(&loop->ready)) {
@@ -399,6 +408,8 @@ static int turn(struct wharf_loop *loop, int64_t timeout_ns)
 	if (happened)
 		flush_waiting(loop);
 	flush_dirty(loop);
+	if (happened || !wh_list_empty(&loop->touched))
+		wh_ledger_publish(loop);
 	return budget < 0 || work_waits(loop) || !wh_list_empty(&loop->dirty);
 }
 
@@ -410,6 +421,7 @@ static int step(struct wharf_loop *loop, int64_t timeout_ns)
 		return loop->broken;
 	if (!atomic_load_explicit(&loop->owned, memory_order_relaxed)) {
 		loop->thread = pthread_self();
+		wh_ledger_own(loop);
 		atomic_store_explicit(&loop->owned, true, memory_order_release);
 	}
 	wh_current_loop = loop;
@@ -426,10 +438,12 @@ static int step(struct wharf_loop *loop, int64_t timeout_ns)
 /* Before control goes back to the host: nothing stays unsent, and the fd tells of what comes. */
 static int leave(struct wharf_loop *loop, bool more)
 {
+	uint64_t now_ns = wh_loop_clock(loop);
 	int error;
 
+	wh_ledger_leave(loop, now_ns);
 	if (loop->embedded)
-		error = wh_engine_sleep(loop->engine, next_deadline(loop, wh_loop_clock(loop)), more);
+		error = wh_engine_sleep(loop->engine, next_deadline(loop, now_ns), more);
 	else
 		error = wh_engine_submit(loop->engine);
 	return error < 0 ? broken(loop, error) : 0;
@@ -522,6 +536,7 @@ int wharf_loop_fd(wharf_loop *loop)
 	fd = wh_engine_fd(loop->engine);
 	if (fd >= 0 && !loop->embedded) {
 		loop->embedded = true;
+		wh_ledger_embed(loop);
 		/* What was queued before anybody could watch must not wait unseen. */
 		if (!loop->in_step)
 			wh_loop_rouse(loop);
@@ -574,6 +589,7 @@ wharf_loop *wharf_loop_free(wharf_loop *loop)
 	wh_loop_run_kicks(loop);
 	drain_sources(loop);
 	wh_guard_remove(&loop->fork_hook);
+	wh_ledger_close_loop(loop);
 	while (atomic_load(&loop->wakers))
 		sched_yield();
 	pthread_mutex_lock(&loop->kick_lock);

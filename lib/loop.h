@@ -7,6 +7,7 @@
 
 #include "engine.h"
 #include "guard.h"
+#include "ledger.h"
 #include "list.h"
 #include "post.h"
 #include "timer.h"
@@ -64,6 +65,11 @@ struct wharf_loop {
 	struct wh_list ending;      /* ports whose on_close is due */
 	struct wh_timers timers;
 
+	struct wh_stats_loop *stats;
+	bool seen;                  /* by whoever looks from outside: else nothing is published */
+	struct wh_list touched;     /* ports to publish */
+	uint32_t n_listed[4];       /* those that are dirty, waiting, ready, ending: as published */
+
 	pthread_mutex_t kick_lock;  /* kicks, posts and the life of the engine against other threads */
 	struct wh_kick *_Atomic kicked;
 	struct wh_posts posts;
@@ -82,6 +88,12 @@ struct wharf_loop {
 	uint64_t (*clock_ns)(void *user);
 	void *user;
 };
+
+/* For whoever looks from outside: whose callbacks run now, as a position; 0: no port's. */
+static inline void wh_loop_enter(struct wharf_loop *loop, uint32_t position)
+{
+	atomic_store_explicit(&loop->stats->in_port, position, memory_order_relaxed);
+}
 
 static inline void *wh_loop_alloc(struct wharf_loop *loop, size_t bytes) { return loop->alloc(bytes, loop->user); }
 static inline void wh_loop_dealloc(struct wharf_loop *loop, void *memory) { loop->free(memory, loop->user); }

@@ -103,12 +103,12 @@ void wh_port_on_announce(struct wharf_port *port, const struct wh_announce *a, c
 		return;
 	g = &port->mapped->geometry[a->slot];
 	if (!g->n_chunks) {
-		if (port->stats.rx_mapped_bytes + bytes > port->mapped_bytes_max) {
+		if (port->stats->counts.rx_mapped_bytes + bytes > port->mapped_bytes_max) {
 			wh_port_violation(port, "it announces more memory than it was told");
 			return;
 		}
 		*g = (struct wh_geometry){ .n_chunks = a->n_chunks, .chunk_shift = a->chunk_shift };
-		port->stats.rx_mapped_bytes += bytes;
+		wh_port_count(port, rx_mapped_bytes, bytes);
 	}
 	if (n_fds < 2) {
 		lose(port, a->slot);
@@ -133,7 +133,7 @@ static void unmap(struct wharf_port *port, uint16_t slot)
 {
 	struct wh_geometry *g = &port->mapped->geometry[slot];
 
-	port->stats.rx_mapped_bytes -= (uint64_t)g->n_chunks << g->chunk_shift;
+	wh_port_count(port, rx_mapped_bytes, 0 - ((uint64_t)g->n_chunks << g->chunk_shift));
 	if (g->asked) {
 		port->n_lost--;
 		port->announce_asks[slot / 64] &= ~(1ull << (slot % 64));

@@ -157,13 +157,15 @@ int wh_port_new(struct wharf_loop *loop, int fd, const struct wharf_port_options
 	wh_list_init(&port->held);
 	wh_list_init(&port->ready);
 	wh_list_init(&port->ending);
-	if (port->policy == WHARF_POLICY_KEEP_LATEST)
+	error = wh_ledger_open_port(port);
+	if (!error && port->policy == WHARF_POLICY_KEEP_LATEST)
 		error = wh_latest_new(port, o.unreleased_max);
 	if (!error)
 		error = join_pool(port, &o);
 	wh_port_limit_messages(port, UINT64_MAX);
 	if (error) {
 		wh_latest_free(port);
+		wh_ledger_free_port(port);
 		wh_timers_unreserve(&loop->timers, WH_PORT_TIMERS);
 		wh_loop_dealloc(loop, port);
 		return error;
@@ -174,6 +176,7 @@ int wh_port_new(struct wharf_loop *loop, int fd, const struct wharf_port_options
 	wh_loop_add(loop, &port->source, fd);
 	loop->n_users++;
 	wh_port_hello_init(port, &o);
+	wh_ledger_enter_port(port);
 	*ret_port = port;
 	return 0;
 }

@@ -48,6 +48,8 @@ static void queue_open(struct wharf_port *port)
 	*port->frames_end = port->open;
 	port->frames_end = &port->open->next;
 	port->frames_cost += frame_cost(port->open);
+	port->frames_messages += wh_outframe_messages(port->open);
+	port->frames_bytes += port->open->n_bytes;
 	port->open = NULL;
 }
 
@@ -59,6 +61,8 @@ static struct wh_outframe *take_frame(struct wharf_port *port)
 	if (!port->frames)
 		port->frames_end = &port->frames;
 	port->frames_cost -= frame_cost(frame);
+	port->frames_messages -= wh_outframe_messages(frame);
+	port->frames_bytes -= frame->n_bytes;
 	frame->next = NULL;
 	return frame;
 }
@@ -357,6 +361,7 @@ void wh_port_flush(struct wharf_port *port)
 	struct wh_outframe *frame;
 	bool was_stuck = port->stuck;
 
+	wh_port_touch(port);
 	wh_posting_settle(port);
 	if (port->shut || port->state == WH_PORT_ENDING || !wh_port_reap(port))
 		return;
@@ -410,10 +415,10 @@ void wh_port_flush(struct wharf_port *port)
 
 static void count(const struct wh_outframe *frame, uint64_t *messages, uint64_t *bytes)
 {
-	for (; frame; frame = frame->next) {
-		*messages += wh_outframe_messages(frame);
-		*bytes += frame->n_bytes;
-	}
+	if (!frame)
+		return;
+	*messages += wh_outframe_messages(frame);
+	*bytes += frame->n_bytes;
 }
 
 void wh_port_queued(const struct wharf_port *port, uint64_t *ret_messages, uint64_t *ret_bytes)
@@ -421,7 +426,8 @@ void wh_port_queued(const struct wharf_port *port, uint64_t *ret_messages, uint6
 	*ret_messages = port->queued_messages +
 		atomic_load_explicit(&port->posting.n_messages, memory_order_relaxed);
 	*ret_bytes = port->queued_bytes + atomic_load_explicit(&port->posting.n_bytes, memory_order_relaxed);
-	count(port->frames, ret_messages, ret_bytes);
+	*ret_messages += port->frames_messages;
+	*ret_bytes += port->frames_bytes;
 	count(port->open, ret_messages, ret_bytes);
 	count(port->sending, ret_messages, ret_bytes);
 	count(port->stuck, ret_messages, ret_bytes);
@@ -460,6 +466,7 @@ void wh_port_drop_output(struct wharf_port *port)
 
 void wh_port_chore(struct wharf_port *port)
 {
+	wh_port_touch(port);
 	if (wh_list_linked(&port->chores))
 		return;
 	wh_list_append(&port->source.loop->chores, &port->chores);
@@ -469,6 +476,7 @@ void wh_port_chore(struct wharf_port *port)
 void wh_port_do_chores(struct wharf_port *port)
 {
 	wharf_port_ref(port);
+	wh_port_enter(port);
 	if (!port->shut && port->state < WH_PORT_ENDING) {
 		wh_port_deliver_resumed(port, false);
 		if (port->blocked_starts || port->posting.writable || !wh_list_empty(&port->blocked_flows))

@@ -201,7 +201,7 @@ static void encode_controls(struct wharf_port *port, struct wh_outframe *frame)
 		struct wh_record wake;
 		if (wh_encode_control(encoder, WH_RECORD_WAKE, &wake, 0)) {
 			port->wake_due = false;
-			port->stats.wakes_sent++;
+			wh_port_count(port, wakes_sent, 1);
 		}
 	}
 	if (port->slots_due)
@@ -260,9 +260,10 @@ void wh_port_hand(struct wharf_port *port, struct wh_outframe *frame)
 
 static void frame_sent(struct wharf_port *port, struct wh_outframe *frame)
 {
-	port->stats.tx_frames++;
-	port->stats.tx_messages += frame->n_messages;
-	port->stats.tx_bytes += frame->n_bytes;
+	wh_port_sum(port, tx_frames, 1);
+	wh_port_sum(port, tx_messages, frame->n_messages);
+	wh_port_sum(port, tx_bytes, frame->n_bytes);
+	port->tally.news |= WH_NEWS_SENT;
 	port->backoff_ns = 0;
 	if (frame->ordinal)
 		port->sent_ordinal = frame->ordinal;
@@ -277,7 +278,7 @@ static void frame_sent(struct wharf_port *port, struct wh_outframe *frame)
 		port->tx_fds_queued -= n;
 		port->tx_fds_framed -= n;
 		port->tx_fds_unread += n;
-		port->stats.tx_fds += n;
+		wh_port_count(port, tx_fds, n);
 	}
 	if (frame->announces >= 0)
 		wh_lease_announced(port->lease, (uint16_t)frame->announces, true);
@@ -313,7 +314,7 @@ bool wh_port_reap(struct wharf_port *port)
 		frame_sent(port, frame);
 		return true;
 	case -EAGAIN:
-		port->stats.tx_socket_full++;
+		wh_port_count(port, tx_socket_full, 1);
 		port->stuck = frame;
 		if (!wh_list_linked(&port->waiting))
 			wh_list_append(&loop->waiting, &port->waiting);

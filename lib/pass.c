@@ -74,7 +74,7 @@ void wh_port_deliver_end(struct wharf_port *port, const struct wh_port_record *r
 	}
 	if (rx->n_fds)
 		rx->fds[0] = -1;
-	port->stats.rx_fds++;
+	wh_port_count(port, rx_fds, 1);
 	wh_flow_deliver(&port->plain, &m);
 	wh_fds_close(&fd, 1);
 }

@@ -96,6 +96,7 @@ bool wh_lease_slot_huge(const struct wh_lease *lease, uint16_t slot);
 uint64_t wh_lease_slot_bytes(const struct wh_lease *lease, uint16_t slot);
 void wh_lease_set_peer(struct wh_lease *lease, uint32_t pid); /* for the inspector */
 uint64_t wh_lease_id(const struct wh_lease *lease);           /* its name in control memory */
+void wh_lease_positions(const struct wh_lease *lease, uint32_t *ret_pool, uint32_t *ret_lease); /* there */
 
 /* True: the peer has released what was not lent to it; wh_lease_harvest says -EPROTO. After kick. */
 bool wh_lease_poisoned(const struct wh_lease *lease);

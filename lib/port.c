@@ -27,6 +27,7 @@ int wh_port_check(const struct wharf_port *port)
 
 void wh_port_dirty(struct wharf_port *port)
 {
+	wh_port_touch(port);
 	if (wh_list_linked(&port->dirty))
 		return;
 	wh_list_append(&port->source.loop->dirty, &port->dirty);
@@ -50,6 +51,7 @@ wharf_port *wharf_port_unref(wharf_port *port)
 		return NULL;
 	loop = port->source.loop;
 	wh_posting_fini(port);
+	wh_ledger_free_port(port);
 	wh_loop_dealloc(loop, port);
 	wharf_loop_unref(loop);
 	return NULL;
@@ -69,6 +71,7 @@ void wh_port_end(struct wharf_port *port, uint32_t code, int error, const char *
 	va_end(arguments);
 	port->reason.code = code;
 	port->reason.error = error;
+	port->tally.news |= WH_NEWS_ENDS;
 	/* What the kernel has taken by now is not unsent. */
 	wh_engine_submit(port->source.loop->engine);
 	wh_port_reap(port);
@@ -78,6 +81,8 @@ void wh_port_end(struct wharf_port *port, uint32_t code, int error, const char *
 	wh_loop_clear_deadline(port->source.loop, &port->ask);
 	wh_connect_stop(port);
 	wh_list_append(&port->source.loop->ending, &port->ending);
+	/* At once: on_close may hang. */
+	wh_ledger_publish_port(port);
 	wh_loop_rouse(port->source.loop);
 }
 
@@ -104,6 +109,7 @@ static void detach(struct wharf_port *port)
 	wh_port_drop_input(port);
 	wh_port_flush_all_released(port);
 	wh_port_unmap(port);
+	wh_ledger_leave_pool(port);
 	wh_lease_detach(port->lease);
 	port->lease = NULL;
 	if (atomic_load(&port->taken)) {
@@ -138,6 +144,7 @@ void wh_port_finish(struct wharf_port *port)
 	struct wharf_loop *loop = port->source.loop;
 
 	wh_assert(port->state == WH_PORT_ENDING);
+	wh_port_enter(port);
 	/* Arrived before the end: delivered before it, unless the port failed or was aborted. */
 	port->state = WH_PORT_CLOSED;
 	wh_calls_end_all(port);
@@ -172,6 +179,8 @@ void wh_port_progress(struct wharf_port *port)
 
 void wh_port_violation(struct wharf_port *port, const char *why)
 {
+	if (port->state < WH_PORT_ENDING)
+		wh_loop_count(port->source.loop, violations, 1);
 	wh_port_fail(port, WHARF_CLOSE_VIOLATION, EPROTO, WH_BYE_REFUSED, why, "peer %d broke the protocol: %s",
 		(int)port->peer.pid, why);
 }
@@ -206,6 +215,7 @@ static void port_detached(struct wharf_port *port)
 	wh_port_drop_output(port);
 	wh_outframe_free(loop, port->sending);
 	wh_loop_clear_deadline(loop, &port->retry);
+	wh_ledger_close_port(port);
 	wh_loop_remove(&port->source);
 	wh_timers_unreserve(&loop->timers, WH_PORT_TIMERS);
 	wharf_port_unref(port); /* the loop's */
@@ -215,6 +225,8 @@ static void on_event(struct wh_source *source, struct wh_event *event)
 {
 	struct wharf_port *port = wh_container_of(source, struct wharf_port, source);
 
+	wh_port_enter(port);
+	wh_port_touch(port);
 	switch (event->kind) {
 	case WH_EVENT_FRAME:
 		wh_port_receive(port, event);
@@ -320,6 +332,7 @@ static void on_kick(struct wh_kick *kick, uint32_t reasons)
 	struct wharf_port *port = wh_container_of(kick, struct wharf_port, kick);
 
 	if (!port->shut && port->source.loop->engine) {
+		wh_port_enter(port);
 		if (reasons & WH_KICK_WAKE) {
 			port->wake_due = true;
 			wh_port_dirty(port);
@@ -418,7 +431,7 @@ int wharf_port_stats(wharf_port *port, struct wharf_port_stats *ret_stats)
 		return error;
 	if (!ret_stats || !ret_stats->size)
 		return -EINVAL;
-	stats = port->stats;
+	memcpy(&stats.tx_messages, &port->stats->counts, sizeof(port->stats->counts));
 	stats.size = size = wh_min(ret_stats->size, sizeof(stats));
 	wh_port_queued(port, &messages, &stats.tx_queued_bytes);
 	stats.tx_lent_bytes = wh_lease_lent_bytes(port->lease);

@@ -11,6 +11,7 @@
 #define WH_PORT_H
 
 #include "flow.h"
+#include "ledger.h"
 #include "loop.h"
 #include "pool.h"
 #include "post_message.h"
@@ -102,18 +103,20 @@ struct wharf_port {
 
 	uint64_t tx_message_bytes_max;   /* the peer's; UINT64_MAX until its hello */
 	uint32_t policy;
+	uint32_t ask_ns;
 	struct wh_latest *latest;        /* its values, if that is keep-latest */
 	uint64_t tx_lent_bytes_max;      /* 0: none */
 	uint64_t tx_lent_queued_bytes;   /* of messages that wait: to be lent */
 	struct wh_demand refused_fds, refused_lent; /* of those that block `plain`: fewest descriptors, least to lend */
-	bool lent_refused;               /* a send was refused for what is lent */
-	bool watched;                    /* wh_lease_watch */
 
 	/* Frames out. */
 	struct wh_outframe *sending;     /* with the engine */
 	struct wh_outframe *stuck;       /* the kernel had no room; goes first */
 	struct wh_outframe *frames, **frames_end; /* full, in order */
 	uint64_t frames_cost;            /* of those, against tx_queued_bytes_max */
+	uint64_t frames_bytes;           /* payload in those */
+	uint32_t frames_messages;
+	uint32_t n_farewells;            /* flows of the peer's on farewells */
 	uint64_t ordinal, handed_ordinal, sent_ordinal; /* of the last frame opened, given to the engine, to the kernel */
 	uint64_t tx_queued_bytes_max;
 	uint64_t flush_bytes;            /* payload that makes a frame full */
@@ -122,6 +125,8 @@ struct wharf_port {
 	uint32_t tx_fds_framed;          /* of the queued ones: in frames already */
 	bool tx_dead;                    /* the socket takes nothing any more */
 	bool backing_off;                /* the stuck frame waits for a timer, not for room in the socket */
+	bool lent_refused;               /* a send was refused for what is lent */
+	bool watched;                    /* wh_lease_watch */
 	bool hello_sent, bye_encoded, bye_sent;
 	bool wake_due, report_due;
 	bool slots_due;                  /* a bit in one of the maps of slots that control records are made of */
@@ -142,9 +147,9 @@ struct wharf_port {
 	struct wh_flow plain;
 	struct wh_flow_table flows[WH_FLOW_KINDS];
 	uint32_t flows_max[WH_FLOW_KINDS];
+	uint32_t contest;                /* of flows for frames: another one each time that none is left */
 	uint64_t tx_credit_bytes, rx_credit_bytes; /* what a flow begins with, there and here */
 	struct wh_list active;           /* flows with messages for the next frames, in turns */
-	uint32_t contest;                /* of flows for frames: another one each time that none is left */
 	struct wh_list blocked_flows;    /* a send to which answered -EAGAIN */
 	struct wh_list credits_due, farewells; /* flows whose peer is to be told */
 	struct wh_list resumed;          /* flows with records to deliver */
@@ -161,8 +166,8 @@ struct wharf_port {
 	struct wh_list delegated;        /* calls that other ports answer, and that may outlive this one */
 	bool answers;                    /* internal: carries the answer of a delegated call, and nothing else */
 	bool adopted;                    /* wharf_call_adopt has been called */
-	uint64_t last_call;              /* the last one that the peer has accepted, as its bye says */
 	bool said_last_call;
+	uint64_t last_call;              /* the last one that the peer has accepted, as its bye says */
 	struct wh_list chores;           /* on loop->chores: callbacks are due that no event brings */
 
 	struct wh_posting posting;       /* from other threads */
@@ -175,14 +180,13 @@ struct wharf_port {
 	uint64_t frames_read, frames_reported;
 	uint64_t bytes_unreported;       /* payload read since the last report */
 	uint32_t report_every;
+	uint32_t n_held_fds;
 	uint64_t mapped_bytes_max;
 	uint32_t msgs_per_turn, msgs_this_turn, msgs_turn;
+	uint32_t n_held;
 	uint64_t bytes_this_turn;        /* payload */
 	struct wh_list held;
-	uint32_t n_held;
 	uint64_t n_delivered;            /* of those that were held: the number of the one whose turn it is */
-	uint32_t n_farewells;            /* of what the peer began */
-	uint32_t n_held_fds;
 	struct wh_list ready;
 	uint16_t n_lost;                 /* slots of the peer that are announced, and whose descriptors were lost */
 	bool starved;                    /* the next message lies in one of those */
@@ -192,20 +196,18 @@ struct wharf_port {
 	int eof_result;
 	uint64_t retire_acks[WH_SLOTS_MAX / 64]; /* slots of the peer that are unmapped, to be told */
 	uint64_t announce_asks[WH_SLOTS_MAX / 64]; /* slots of the peer that are lost, to be asked for again */
-	struct wh_deadline ask;          /* when for the next time */
-	uint32_t ask_ns;
+	struct wh_deadline ask;          /* when for the next time, ask_ns later */
 
 	/* The beginning. */
 	struct wh_connect *connecting;   /* NULL: the socket is connected */
-	bool same_user;                  /* takes no peer of another user */
 	int64_t open_timeout_ns;
 
 	/* The end. */
 	struct wh_watch *watch;          /* NULL: only the socket tells */
 	struct wh_list ending;
 	struct wharf_reason reason;
-	char reason_text[160];
 	bool closed_here, shut;
+	bool same_user;                  /* takes no peer of another user */
 	bool told;                       /* on_close has run */
 	struct wh_deadline deadline;     /* of opening, or of draining */
 	struct wh_kick kick;
@@ -213,8 +215,12 @@ struct wharf_port {
 	_Atomic int holding_fd;          /* the socket, kept for those when the port let go of it; -1: none */
 
 	struct wharf_peer peer;
-	struct wharf_port_stats stats;
-	struct wh_hello hello;           /* what this end says */
+	struct wh_stats_port *stats;
+	struct wh_tally tally;
+	union {
+		struct wh_hello hello;   /* what this end says */
+		char reason_text[sizeof(struct wh_hello)]; /* from ENDING on: room for a path and why */
+	};
 };
 
 /* open.c */
@@ -236,6 +242,17 @@ void wh_port_end(struct wharf_port *port, uint32_t code, int error, const char *
 void wh_port_progress(struct wharf_port *port); /* looks whether draining has come to its end */
 void wh_port_finish(struct wharf_port *port);   /* runs on_close */
 void wh_port_dirty(struct wharf_port *port);
+/* Before callbacks of its application. */
+static inline void wh_port_enter(const struct wharf_port *port)
+{
+	wh_loop_enter(port->source.loop, port->tally.position);
+}
+/* Something happened to it: it is published at the end of the turn. */
+static inline void wh_port_touch(struct wharf_port *port)
+{
+	if (!wh_list_linked(&port->tally.touched))
+		wh_ledger_touch_slowly(port);
+}
 void wh_port_kick(struct wharf_port *port, uint32_t reasons); /* any thread */
 void wh_port_let_go(struct wharf_port *port);   /* the last taken message is released: any thread */
 void wh_port_linger(struct wharf_port *port);   /* lets the socket go if nothing holds it */

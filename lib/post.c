@@ -44,6 +44,8 @@ bool wh_loop_run_posts(struct wharf_loop *loop, int status)
 	pthread_mutex_unlock(&loop->kick_lock);
 	for (; post; post = next) {
 		next = post->next;
+		wh_loop_count(loop, posts, 1);
+		wh_loop_enter(loop, 0);
 		post->run(post, status);
 	}
 	return true;
@@ -115,6 +117,7 @@ bool wh_loop_run_kicks(struct wharf_loop *loop)
 	pthread_mutex_unlock(&loop->kick_lock);
 	for (; kick; kick = next) {
 		next = kick->next;
+		wh_loop_count(loop, kicks, 1);
 		kick->run(kick, atomic_exchange_explicit(&kick->reasons, 0, memory_order_acq_rel));
 	}
 	return true;

@@ -82,7 +82,7 @@ static void handle_control(struct wharf_port *port, const struct wh_record *r, s
 		break;
 	case WH_RECORD_WAKE:
 		/* Once per frame, however many a hostile peer puts into it: harvesting looks at all that is lent. */
-		port->stats.wakes_received++;
+		wh_port_count(port, wakes_received, 1);
 		port->harvest_due = true;
 		break;
 	case WH_RECORD_CREDIT:
@@ -176,8 +176,8 @@ static const struct wh_record *deliver(struct wharf_port *port, const struct wh_
 		else if (wh_likely(run->n_chunks))
 			wh_port_release_run(port, run);
 	}
-	port->stats.rx_messages += n_messages;
-	port->stats.rx_bytes += n_bytes;
+	wh_port_sum(port, rx_messages, n_messages);
+	wh_port_sum(port, rx_bytes, n_bytes);
 	port->bytes_unreported += n_bytes;
 	port->bytes_this_turn += n_bytes;
 	return r;
@@ -268,6 +268,7 @@ static void hold(
 
 	if (!must_wait(from, frame, rx)) {
 		handle_controls_from(port, from, wh_frame_end(frame), rx);
+		wh_ledger_frame(port, frame->turn_ns);
 		return;
 	}
 	if (port->n_held > WH_WINDOW_MAX) {
@@ -336,6 +337,7 @@ static void deliver_held(struct wharf_port *port, bool all)
 		if (r != wh_frame_end(frame))
 			break;
 		frame_read(port, frame, &rx);
+		wh_ledger_frame(port, frame->turn_ns);
 		free_held(port, held);
 		wh_port_flush_all_released(port);
 	}
@@ -358,7 +360,12 @@ void wh_port_look_for_end(struct wharf_port *port)
 		wh_port_eof(port);
 }
 
-void wh_port_deliver_held(struct wharf_port *port) { deliver_held(port, false); }
+void wh_port_deliver_held(struct wharf_port *port)
+{
+	wh_port_enter(port);
+	wh_port_touch(port);
+	deliver_held(port, false);
+}
 
 void wh_port_drop_input(struct wharf_port *port)
 {
@@ -408,7 +415,8 @@ static void receive(struct wharf_port *port, struct wh_event *event)
 		return;
 	}
 	rx.data = is_data(port, frame);
-	port->stats.rx_frames++;
+	wh_port_sum(port, rx_frames, 1);
+	port->tally.news |= WH_NEWS_RECEIVED;
 	wh_port_reap(port);
 	wh_port_read_by_peer(port, frame->consumed);
 	if (port->state >= WH_PORT_ENDING)
@@ -431,6 +439,7 @@ static void receive(struct wharf_port *port, struct wh_event *event)
 		return;
 	}
 	frame_read(port, frame, &rx);
+	wh_ledger_frame(port, frame->turn_ns);
 }
 
 void wh_port_receive(struct wharf_port *port, struct wh_event *event)
@@ -460,9 +469,11 @@ int wharf_port_pause(wharf_port *port)
 {
 	int error = wh_port_check(port);
 
-	if (!error)
-		port->paused = true;
-	return error;
+	if (error)
+		return error;
+	port->paused = true;
+	wh_ledger_publish_port(port);
+	return 0;
 }
 
 int wharf_port_resume(wharf_port *port)

@@ -38,6 +38,7 @@ void wh_port_read_by_peer(struct wharf_port *port, uint64_t frames)
 		port->tx_fds_unread -= port->window_fds[port->frames_read_by_peer % WH_WINDOW_MAX];
 		port->bytes_unread -= port->window_bytes[port->frames_read_by_peer % WH_WINDOW_MAX];
 	}
+	port->tally.news |= WH_NEWS_READ;
 	if (port->latest)
 		wh_latest_look(port);
 	if (!wh_list_empty(&port->active) || port->frames || port->open || !wh_list_empty(&port->blocked_flows))
@@ -148,8 +149,8 @@ static int drop(struct wharf_port *port, struct wh_outmsg *m)
 
 	if (m->by_reference && !kept)
 		return -ENOMEM;
-	port->stats.tx_dropped++;
-	port->stats.tx_dropped_bytes += m->left_bytes;
+	wh_port_count(port, tx_dropped, 1);
+	wh_port_count(port, tx_dropped_bytes, m->left_bytes);
 	if (m->close_fds)
 		port->tx_fds_queued += m->n_fds;
 	if (kept)
@@ -162,7 +163,8 @@ static int drop(struct wharf_port *port, struct wh_outmsg *m)
 static int refuse(const struct wh_outmsg *m, const struct wh_demand *d)
 {
 	wh_outflow_block(m->flow, d);
-	m->flow->port->stats.tx_again++;
+	wh_port_count(m->flow->port, tx_again, 1);
+	wh_ledger_block(m->flow->port);
 	return -EAGAIN;
 }
 

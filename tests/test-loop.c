@@ -40,7 +40,7 @@ Test(loop, bad_options_are_refused)
 	o.engine = 7;
 	cr_assert_eq(wharf_loop_new(&o, &loop), -EINVAL);
 	o.engine = 0;
-	o.flags = 1;
+	o.flags = 1u << 31;
 	cr_assert_eq(wharf_loop_new(&o, &loop), -EINVAL);
 	o.flags = 0;
 	o.size = 0;
