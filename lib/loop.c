@@ -158,11 +158,14 @@ int wharf_loop_new(const struct wharf_loop_options *options, wharf_loop **ret_lo
 	wh_list_init(&loop->ending);
 	wh_list_init(&loop->spare_calls);
 	pthread_mutex_init(&loop->kick_lock, NULL);
-	error = wh_ledger_open_loop(loop, !(o.flags & WHARF_LOOP_UNSEEN));
+	error = wh_outframes_init(loop);
+	if (!error)
+		error = wh_ledger_open_loop(loop, !(o.flags & WHARF_LOOP_UNSEEN));
 	if (!error)
 		error = open_engine(loop, &o);
 	if (error) {
 		wh_ledger_free_loop(loop);
+		wh_outframes_free(loop);
 		pthread_mutex_destroy(&loop->kick_lock);
 		o.free(loop, o.user);
 		return error;

@@ -237,7 +237,7 @@ static unsigned take_again(struct wharf_port *port)
 
 struct wh_outframe *wh_port_announce_again(struct wharf_port *port)
 {
-	struct wh_outframe *frame = too_many_unread(port) ? NULL : wh_outframe_new(port->source.loop);
+	struct wh_outframe *frame = too_many_unread(port) ? NULL : wh_outframe_for_control(port->source.loop);
 	struct wh_announcement a;
 	unsigned slot;
 

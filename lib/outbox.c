@@ -403,7 +403,7 @@ void wh_port_flush(struct wharf_port *port)
 	}
 	frame = next_frame(port);
 	if (!frame && wh_controls_due(port)) {
-		frame = wh_outframe_new(loop);
+		frame = wh_outframe_for_control(loop);
 		if (!frame)
 			wh_port_retry_later(port);
 	}

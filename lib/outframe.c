@@ -20,15 +20,39 @@ enum {
 
 /* ---- Frames ---- */
 
-struct wh_outframe *wh_outframe_new(struct wharf_loop *loop)
+static struct wh_outframe *allocate(struct wharf_loop *loop)
 {
-	struct wh_outframe *frame = loop->spare_frames;
+	return wh_loop_alloc(loop, sizeof(struct wh_outframe) + loop->frame_bytes_max);
+}
 
-	if (frame) {
+static void keep_spare(struct wharf_loop *loop, struct wh_outframe *frame)
+{
+	frame->next = loop->spare_frames;
+	loop->spare_frames = frame;
+	loop->n_spare_frames++;
+}
+
+int wh_outframes_init(struct wharf_loop *loop)
+{
+	struct wh_outframe *frame = allocate(loop);
+
+	if (!frame)
+		return -ENOMEM;
+	keep_spare(loop, frame);
+	return 0;
+}
+
+/* The last n_kept spare ones stay. */
+static struct wh_outframe *new_frame(struct wharf_loop *loop, uint32_t n_kept)
+{
+	struct wh_outframe *frame;
+
+	if (loop->n_spare_frames > n_kept) {
+		frame = loop->spare_frames;
 		loop->spare_frames = frame->next;
 		loop->n_spare_frames--;
 	} else {
-		frame = wh_loop_alloc(loop, sizeof(*frame) + loop->frame_bytes_max);
+		frame = allocate(loop);
 		if (!frame)
 			return NULL;
 	}
@@ -44,6 +68,10 @@ struct wh_outframe *wh_outframe_new(struct wharf_loop *loop)
 	return frame;
 }
 
+struct wh_outframe *wh_outframe_new(struct wharf_loop *loop) { return new_frame(loop, 1); }
+
+struct wh_outframe *wh_outframe_for_control(struct wharf_loop *loop) { return new_frame(loop, 0); }
+
 void wh_outframe_free(struct wharf_loop *loop, struct wh_outframe *frame)
 {
 	if (!frame)
@@ -54,9 +82,7 @@ void wh_outframe_free(struct wharf_loop *loop, struct wh_outframe *frame)
 		wh_loop_dealloc(loop, frame);
 		return;
 	}
-	frame->next = loop->spare_frames;
-	loop->spare_frames = frame;
-	loop->n_spare_frames++;
+	keep_spare(loop, frame);
 }
 
 void wh_outframes_free(struct wharf_loop *loop)

@@ -306,7 +306,9 @@ void wh_port_drop_output(struct wharf_port *port);
 /* wh_port_end, and tells the peer: bye_text, and the reason's app_code. */
 void wh_port_fail(struct wharf_port *port, uint32_t code, int error, enum wh_bye_code bye, const char *bye_text,
 	const char *format, ...) __attribute__((format(printf, 6, 7)));
-struct wh_outframe *wh_outframe_new(struct wharf_loop *loop);
+int wh_outframes_init(struct wharf_loop *loop); /* 0; -ENOMEM */
+struct wh_outframe *wh_outframe_new(struct wharf_loop *loop); /* never the loop's last spare one */
+struct wh_outframe *wh_outframe_for_control(struct wharf_loop *loop); /* which needs no memory while that is there */
 void wh_outframe_free(struct wharf_loop *loop, struct wh_outframe *frame);
 void wh_outframes_free(struct wharf_loop *loop);
 

@@ -456,6 +456,58 @@ static void live(void)
 		p.a.reason_text, p.b.reason_text);
 }
 
+static bool refuses;
+
+static void *refusing_alloc(size_t bytes, void *user)
+{
+	return refuses ? NULL : counted_alloc(bytes, user);
+}
+
+static uint64_t stopped_clock(void *user)
+{
+	(void)user;
+	return 1; /* nothing is tried again after a pause */
+}
+
+/* Every frame is full and waits for the window, and there is no memory for another. */
+Test(hostile_callbacks, control_records_need_no_memory)
+{
+	static char large[30000];
+	static struct raw_read read;
+	struct raw_frame frame;
+	int fds[2];
+
+	p = (struct pair){ 0 };
+	n_allocated = n_requests = fail_at = 0;
+	refuses = false;
+	cr_assert_eq(wharf_loop_new(WHARF_OPT(loop, .alloc = refusing_alloc, .free = counted_free,
+		.clock_ns = stopped_clock), &p.loop), 0);
+	cr_assert_eq(wharf_pair(fds), 0);
+	cr_assert_eq(open_end(&p.a, fds[0]), 0);
+	raw_say_hello(fds[1], NULL);
+	settle(p.loop);
+	while (!wharf_send_bytes(p.a.port, 1, large, sizeof(large)))
+		settle(p.loop);
+	while (raw_receive(fds[1], &read))
+		;
+	refuses = true;
+	for (unsigned i = 0; i < 3; i++) {
+		raw_begin(&frame);
+		raw_put_bytes(&frame, 1, "tell", 4);
+		frame.encoder.flags = WH_FRAME_TELL;
+		cr_assert(raw_end(fds[1], &frame, 0));
+		settle(p.loop);
+		cr_assert_eq(p.a.n_messages, i + 1);
+		cr_assert(raw_receive(fds[1], &read), "the report waits for memory");
+		cr_assert_eq(((const struct wh_frame *)(const void *)read.bytes)->consumed, i + 1);
+		settle(p.loop);
+	}
+	cr_assert_eq(wharf_send_bytes(p.a.port, 1, large, sizeof(large)), -EAGAIN);
+	refuses = false;
+	close(fds[1]);
+	counted_free_pair();
+}
+
 Test(hostile_callbacks, each_allocation_of_the_loop_may_fail)
 {
 	struct harness_snapshot before;
