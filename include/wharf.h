@@ -447,7 +447,8 @@ struct wharf_port_options {
 	uint32_t unreleased_max;      /* keep-latest: values with the peer; default 1. -EINVAL with another policy */
 
 	/* What this end takes: told to the peer, and a violation if passed. */
-	/* of the peer's segments mapped here; default 1 GiB. Not those that it took back while taken messages lie in them */
+	/* of the peer's segments mapped here, those that it takes back included until no taken message lies in them; default
+	 * 1 GiB */
 	uint64_t rx_mapped_bytes_max;
 	uint64_t rx_bytes_max;        /* largest message delivered whole; default 64 MiB. Does not bind pieces */
 	uint64_t rx_assembly_bytes_max; /* of streams and calls whose pieces are put together; default twice rx_bytes_max */

@@ -103,6 +103,10 @@ void wh_port_on_announce(struct wharf_port *port, const struct wh_announce *a, c
 		return;
 	g = &port->mapped->geometry[a->slot];
 	if (!g->n_chunks) {
+		if (port->views[a->slot]) {
+			wh_port_violation(port, "it announces a segment in a slot that it has not got back");
+			return;
+		}
 		if (port->stats->counts.rx_mapped_bytes + bytes > port->mapped_bytes_max) {
 			wh_port_violation(port, "it announces more memory than it was told");
 			return;
@@ -129,16 +133,9 @@ void wh_port_on_announce(struct wharf_port *port, const struct wh_announce *a, c
 		find(port, a->slot);
 }
 
-static void unmap(struct wharf_port *port, uint16_t slot)
+static void unmap(struct wharf_port *port, uint16_t slot, uint64_t bytes)
 {
-	struct wh_geometry *g = &port->mapped->geometry[slot];
-
-	wh_port_count(port, rx_mapped_bytes, 0 - ((uint64_t)g->n_chunks << g->chunk_shift));
-	if (g->asked) {
-		port->n_lost--;
-		port->announce_asks[slot / 64] &= ~(1ull << (slot % 64));
-	}
-	*g = (struct wh_geometry){ 0 };
+	wh_port_count(port, rx_mapped_bytes, 0 - bytes);
 	wh_view_unref(port->views[slot]);
 	port->views[slot] = NULL;
 }
@@ -149,7 +146,7 @@ void wh_port_unmap(struct wharf_port *port)
 		return;
 	for (unsigned slot = 0; slot < WH_SLOTS_MAX; slot++)
 		if (port->views[slot])
-			unmap(port, (uint16_t)slot);
+			unmap(port, (uint16_t)slot, port->views[slot]->bytes);
 	wh_loop_dealloc(port->source.loop, port->mapped);
 	port->mapped = NULL;
 	port->views = NULL;
@@ -169,8 +166,39 @@ static bool held_uses(const struct wharf_port *port, uint16_t slot)
 	return wh_flows_use_slot(port, slot);
 }
 
+/* No message can come to lie in it any more. Returns its size. */
+static uint64_t forget(struct wharf_port *port, uint16_t slot)
+{
+	struct wh_geometry *g = &port->mapped->geometry[slot];
+	uint64_t bytes = (uint64_t)g->n_chunks << g->chunk_shift;
+
+	if (g->asked) {
+		port->n_lost--;
+		port->announce_asks[slot / 64] &= ~(1ull << (slot % 64));
+	}
+	*g = (struct wh_geometry){ 0 };
+	return bytes;
+}
+
+static void give_back(struct wharf_port *port, uint16_t slot, uint64_t bytes)
+{
+	unmap(port, slot, bytes);
+	port->retire_acks[slot / 64] |= 1ull << (slot % 64);
+	port->slots_due = true;
+	wh_port_dirty(port);
+}
+
+void wh_port_unmap_unread(struct wharf_port *port)
+{
+	for (uint16_t slot = 0; port->mapped && slot < WH_SLOTS_MAX; slot++)
+		if (port->views[slot] && wh_view_unread(port->views[slot]))
+			give_back(port, slot, port->views[slot]->bytes);
+}
+
 void wh_port_on_retire(struct wharf_port *port, const struct wh_slot_record *r)
 {
+	uint64_t bytes;
+
 	if (r->acknowledged) {
 		port->tx_mapped_bytes -= wh_lease_slot_bytes(port->lease, r->slot);
 		if (wh_lease_retired(port->lease, r->slot))
@@ -183,10 +211,14 @@ void wh_port_on_retire(struct wharf_port *port, const struct wh_slot_record *r)
 		return;
 	}
 	wh_port_flush_all_released(port);
-	unmap(port, r->slot);
-	port->retire_acks[r->slot / 64] |= 1ull << (r->slot % 64);
-	port->slots_due = true;
-	wh_port_dirty(port);
+	bytes = forget(port, r->slot);
+	/*
+	 * Taken messages may lie in it: those of a peer that believes otherwise, or one that a thread is about to let go. It
+	 * counts, and its slot is not free, until they are gone: its owner counts it as long, so that no honest one announces
+	 * too much.
+	 */
+	if (!port->views[r->slot] || wh_view_retire(port->views[r->slot]))
+		give_back(port, r->slot, bytes);
 }
 
 /* ---- Own segments that the peer has lost ---- */

@@ -140,7 +140,8 @@ static void free_message(struct wh_message *m)
 			continue;
 		if (wh_view_release(m->views[i], run->first / 64, wh_run_mask(run)))
 			reasons |= WH_KICK_WAKE;
-		wh_view_unref(m->views[i]);
+		if (wh_view_unref(m->views[i]))
+			reasons |= WH_KICK_UNREAD;
 	}
 	wh_fds_close(m->fds, m->pub.n_fds);
 	if (m->charge_bytes) {

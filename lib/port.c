@@ -343,6 +343,8 @@ static void on_kick(struct wh_kick *kick, uint32_t reasons)
 			wh_posting_look(port);
 		if (reasons & WH_KICK_ROOM)
 			on_pool_room(port);
+		if (reasons & WH_KICK_UNREAD)
+			wh_port_unmap_unread(port);
 		if ((reasons & WH_KICK_RETURNED) && port->state == WH_PORT_CLOSED) {
 			/* The peer may wait, lingering, for exactly this. */
 			port->wake_due = true;

@@ -44,6 +44,7 @@ enum wh_port_kick {
 	WH_KICK_RETURNED = 1u << 2,      /* the last taken message was released */
 	WH_KICK_CREDIT = 1u << 3,        /* releases have given credit back */
 	WH_KICK_POSTS = 1u << 4,         /* a thread has given up waiting in front of a post that was refused */
+	WH_KICK_UNREAD = 1u << 5,        /* no message lies any more in a segment that the peer takes back */
 };
 
 /* A frame on its way out; from the loop's spare ones, so that an idle port has none. */
@@ -338,6 +339,7 @@ void wh_fds_close(const int *fds, size_t n); /* but for those that are -1 */
 void wh_port_on_announce(struct wharf_port *port, const struct wh_announce *a, const int *fds, uint32_t n_fds);
 void wh_port_on_announce_request(struct wharf_port *port, const struct wh_slot_record *r);
 void wh_port_on_retire(struct wharf_port *port, const struct wh_slot_record *r);
+void wh_port_unmap_unread(struct wharf_port *port); /* of what the peer takes back: what no message lies in any more */
 void wh_port_ask_again(struct wh_deadline *deadline); /* expired: port->ask */
 /* Does the message lie in a segment whose descriptors were lost? */
 bool wh_port_lacks_segment(const struct wharf_port *port, const struct wh_record *r);

@@ -127,14 +127,26 @@ void wh_view_hold(struct wh_view *view, uint32_t word, uint64_t bits)
 }
 #endif
 
-void wh_view_unref(struct wh_view *view)
+bool wh_view_retire(struct wh_view *view)
 {
-	if (!view || atomic_fetch_sub_explicit(&view->refs, 1, memory_order_acq_rel) != 1)
-		return;
+	return atomic_fetch_or_explicit(&view->refs, WH_VIEW_RETIRED, memory_order_acq_rel) == 1;
+}
+
+bool wh_view_unref(struct wh_view *view)
+{
+	uint32_t left;
+
+	if (!view)
+		return false;
+	/* From here on it may be gone: the mark is in the count, so that this one look tells both. */
+	left = atomic_fetch_sub_explicit(&view->refs, 1, memory_order_acq_rel) - 1;
+	if (left & ~(uint32_t)WH_VIEW_RETIRED)
+		return left == (WH_VIEW_RETIRED | 1);
 	munmap((void *)(uintptr_t)view->base, view->bytes);
 	munmap(view->map, view->map_bytes);
 #if WH_ASSERTS >= 2
 	free((void *)view->held);
 #endif
 	free(view);
+	return false;
 }

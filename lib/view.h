@@ -17,6 +17,8 @@ struct wh_release_map {
 	_Atomic uint64_t words[];
 };
 
+enum { WH_VIEW_RETIRED = 1 << 30 }; /* the owner wants it back: whoever leaves only the port's reference tells the port */
+
 struct wh_view {
 	const char *base;           /* read-only mapping of n_chunks << chunk_shift bytes */
 	struct wh_release_map *map;
@@ -25,7 +27,7 @@ struct wh_view {
 	uint32_t n_chunks;
 	uint8_t chunk_shift;
 	uint16_t slot;
-	_Atomic uint32_t refs;      /* the port's, and one per taken message that reads it */
+	_Atomic uint32_t refs;      /* the port's, and one per taken message that reads it; and WH_VIEW_RETIRED */
 #if WH_ASSERTS >= 2
 	/* chunks delivered and not yet released, once wh_view_hold was called: catches honest double releases */
 	_Atomic uint64_t *held;
@@ -47,7 +49,15 @@ static inline struct wh_view *wh_view_ref(struct wh_view *v)
 	atomic_fetch_add_explicit(&v->refs, 1, memory_order_relaxed);
 	return v;
 }
-void wh_view_unref(struct wh_view *view); /* takes NULL; unmaps with the last one */
+/* Takes NULL; unmaps with the last one. True: it was retired, and what is left is the port's reference. */
+bool wh_view_unref(struct wh_view *view);
+
+/* The port's thread. True: nobody else reads it. */
+bool wh_view_retire(struct wh_view *view);
+static inline bool wh_view_unread(const struct wh_view *v) /* a retired one */
+{
+	return atomic_load_explicit(&v->refs, memory_order_acquire) == (WH_VIEW_RETIRED | 1);
+}
 
 static inline const char *wh_view_at(const struct wh_view *v, uint32_t first, uint32_t offset)
 {

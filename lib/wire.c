@@ -132,7 +132,8 @@
  * ANNOUNCE is to come once more. It follows an ANNOUNCE that has arrived, each at most once
  *   8  u16  slot          below 256. RETIRE with acknowledged 0: announced, and in no run, ANNOUNCE or other such
  *                         RETIRE of the frame
- *  10  u16  acknowledged  0; in RETIRE 0 from the owner of the slot, 1 from its reader
+ *  10  u16  acknowledged  0; in RETIRE 0 from the owner of the slot, 1 from its reader, which has unmapped it: only
+ *                         then is the slot announced again
  *  12  u32  zero
  *
  * 10 WAKE, 8
