@@ -46,6 +46,7 @@ static void look(struct wh_epoll *epoll, int64_t timeout_ns)
 	struct epoll_event events[EVENTS_MAX];
 	int n = wait_events(epoll, events, timeout_ns);
 
+	engine->n_completions += n > 0 ? (uint64_t)n : 0;
 	if (n < 0 && errno != EINTR)
 		engine->broken = -errno; /* somebody closed our descriptor */
 	for (int i = 0; i < n; i++) {
@@ -110,9 +111,7 @@ static int turn(struct wh_engine *engine, int64_t timeout_ns)
 		wh_epoll_flush(epoll);
 		receive_ready(epoll);
 	}
-	/* Whoever found it set had stored before what the loop will look at after this. */
-	if (wh_unlikely(atomic_load_explicit(&engine->woken, memory_order_relaxed)))
-		atomic_exchange(&engine->woken, false);
+	wh_engine_unring(engine);
 	return wh_unlikely(engine->broken) ? engine->broken : (int)engine->n_events;
 }
 
@@ -150,6 +149,15 @@ static void forked(struct wh_engine *engine)
 	wh_engine_close_fd(&engine->wake_fd);
 }
 
+static void describe(const struct wh_engine *engine, struct wh_stats_loop *stats)
+{
+	const struct wh_epoll *epoll = wh_epoll_of(engine);
+
+	stats->engine = WH_STATS_EPOLL;
+	stats->ring_fd = epoll->fd;
+	stats->event_fd = epoll->timer_fd >= 0 ? epoll->fd : -1;
+}
+
 static const struct wh_engine_ops ops = {
 	.close = close_all,
 	.turn = turn,
@@ -162,6 +170,7 @@ static const struct wh_engine_ops ops = {
 	.sleep = wh_epoll_sleep,
 	.rouse = wh_epoll_rouse,
 	.forked = forked,
+	.describe = describe,
 };
 
 int wh_epoll_add_own(struct wh_epoll *epoll, int *fd)
