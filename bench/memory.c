@@ -25,7 +25,7 @@ static double control_bytes(int fd)
 	struct control_header header;
 
 	if (pread(fd, &header, sizeof header, 0) != sizeof header || memcmp(header.magic, "WHARFCTL", 8) ||
-	    header.version != 2)
+	    header.version != 3)
 		return 0;
 	return (double)header.used;
 }

@@ -7,6 +7,7 @@
 #include <sys/mman.h>
 
 #include "compat.h"
+#include "needs.h"
 
 enum {
 	SQ_ENTRIES = 128,      /* guessed, never tuned: a full queue is submitted early, nothing worse */
@@ -158,6 +159,34 @@ static const struct wh_engine_ops ops = {
 	.describe = describe,
 };
 
+/*
+ * Whoever takes over the process can do no more with the ring than this engine does: it opens no file and connects
+ * nowhere. Needs 5.10; a kernel that refuses leaves the ring as it is.
+ */
+static void restrict_ring(struct wh_uring *uring)
+{
+	struct io_uring_restriction rules[32];
+	unsigned n = 0;
+
+	rules[n++] = (struct io_uring_restriction){
+		.opcode = IORING_RESTRICTION_SQE_FLAGS_ALLOWED,
+		.sqe_flags = IOSQE_BUFFER_SELECT | IOSQE_CQE_SKIP_SUCCESS,
+	};
+	for (const struct wh_need *need = wh_needs_opcodes; need->name; need++)
+		rules[n++] = (struct io_uring_restriction){
+			.opcode = IORING_RESTRICTION_SQE_OP,
+			.sqe_op = (uint8_t)need->number,
+		};
+	for (const struct wh_need *need = wh_needs_registers; need->name; need++)
+		if (need->flags & WH_NEED_RUN)
+			rules[n++] = (struct io_uring_restriction){
+				.opcode = IORING_RESTRICTION_REGISTER_OP,
+				.register_op = (uint8_t)need->number,
+			};
+	wh_assert(n <= wh_array_len(rules));
+	io_uring_register((unsigned)uring->ring.ring_fd, IORING_REGISTER_RESTRICTIONS, rules, n);
+}
+
 /* A filter may let rings be made, and not be entered. A ring that is not enabled yet says so. */
 static int try_to_enter(const struct wh_uring *uring)
 {
@@ -196,6 +225,7 @@ int wh_uring_open(const struct wh_engine_config *config, struct wh_engine **ret_
 		close_all(uring);
 		return r;
 	}
+	restrict_ring(uring);
 	snprintf(engine->name, sizeof(engine->name), "%s", rungs[uring->rung].name);
 	*ret_engine = engine;
 	return 0;
