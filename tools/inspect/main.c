@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "doctor.h"
 #include "look.h"
 #include "options.h"
 
@@ -13,6 +14,7 @@ const struct command commands[] = {
 	{ "rings", look_rings, COMMAND_JSON | COMMAND_CORE },
 	{ "ports", look_ports, COMMAND_JSON | COMMAND_CORE },
 	{ "chunks", look_chunks, COMMAND_JSON | COMMAND_CORE },
+	{ "doctor", doctor_run, COMMAND_JSON },
 	{ NULL, NULL, 0 },
 };
 

@@ -24,6 +24,7 @@ enum {
 	OPTION_EVERY,
 	OPTION_PCAPNG,
 	OPTION_FOR,
+	OPTION_POLICY,
 	OPTION_ASCII,
 	OPTION_COLOR,
 	OPTION_WIDTH,
@@ -36,11 +37,12 @@ static const char doc[] =
 	"Looks into processes that use wharf, from outside: they are neither stopped nor asked, and may hang."
 	"\vCommands: `list' shows all of them, `show' everything of one at once, `rings' what is between its loops and "
 	"the kernel, `ports' who reads and who waits, `chunks' where memory is and who has it since when, `top' all of "
-	"that live, `trace' what happens as it happens, `prometheus' numbers for a collector.\n"
+	"that live, `trace' what happens as it happens, `prometheus' numbers for a collector; `doctor' looks at this machine: what wharf pays for here, and what mends it.\n"
 	"\n"
 	"TIME is a number with ns, us, ms, s, m, h or d; seconds without.\n"
 	"\n"
-	"Exit status: 0; 1 nothing was found, or something could not be looked at; 2 bad options.";
+	"Exit status: 0; 1 nothing was found, or something could not be looked at, or costs; 2 bad options; 3 (doctor) wharf "
+	"cannot run here.";
 
 static const struct argp_option option_table[] = {
 	{ "json", 'j', NULL, 0, "print JSON with exact values, schema wharf-inspect/1", 1 },
@@ -52,6 +54,7 @@ static const struct argp_option option_table[] = {
 	{ "every", OPTION_EVERY, NULL, 0, "trace: leave no event out, whatever that costs the process", 3 },
 	{ "pcapng", OPTION_PCAPNG, "FILE", 0, "trace: write it for wireshark; - is standard output", 3 },
 	{ "for", OPTION_FOR, "TIME", 0, "trace, top: end by itself", 3 },
+	{ "policy", OPTION_POLICY, NULL, 0, "doctor: the system calls and operations that wharf needs", 3 },
 	{ "ascii", OPTION_ASCII, NULL, 0, "no block characters, whatever the locale says", 4 },
 	{ "color", OPTION_COLOR, "always|never|auto", 0, "default auto: on a terminal, without NO_COLOR", 4 },
 	{ "width", OPTION_WIDTH, "COLUMNS", 0, "40 to 1000; default the terminal's", 4 },
@@ -150,13 +153,15 @@ static error_t finish(struct parser *parser)
 
 	if (!o->command)
 		return REFUSE(
-			parser, "no command: list, show, rings, ports, chunks, top, trace or prometheus; see --help");
+			parser, "no command: list, show, rings, ports, chunks, top, trace, prometheus or doctor; see --help");
 	if (o->core && !(o->command->flags & COMMAND_CORE))
 		return REFUSE(parser, "--core is for show, ports, rings and chunks");
 	if (o->core && o->n_pids)
 		return REFUSE(parser, "--core or a PID, not both");
 	if (o->json && !(o->command->flags & COMMAND_JSON))
 		return REFUSE(parser, "%s has no JSON form", o->command->name);
+	if (o->policy && strcmp(o->command->name, "doctor") != 0)
+		return REFUSE(parser, "--policy is for doctor");
 	if (o->command->flags & COMMAND_NEEDS_PID && o->n_pids != 1)
 		return REFUSE(parser, "%s wants one PID", o->command->name);
 	return 0;
@@ -196,6 +201,9 @@ static error_t parse_option(int key, char *argument, struct argp_state *state)
 		return 0;
 	case OPTION_FOR:
 		return parse_time(parser, "for", argument, &o->for_ns);
+	case OPTION_POLICY:
+		o->policy = true;
+		return 0;
 	case OPTION_ASCII:
 		o->ascii = true;
 		return 0;

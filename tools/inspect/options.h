@@ -8,7 +8,7 @@
 #include <stdint.h>
 #include <sys/types.h>
 
-enum { EXIT_FINE = 0, EXIT_PROBLEM = 1, EXIT_USAGE = 2 };
+enum { EXIT_FINE = 0, EXIT_PROBLEM = 1, EXIT_USAGE = 2, EXIT_BROKEN = 3 };
 
 struct options;
 
@@ -32,6 +32,7 @@ struct options {
 	size_t n_pids;
 	const char *core;
 	bool json, ascii;
+	bool policy;          /* of doctor */
 	bool colour;
 	unsigned width;
 	uint64_t interval_ns; /* between two looks; 0: no rates */
