@@ -423,7 +423,7 @@ enum { /* why a stream was given up */
 	WHARF_ABORT_SENDER = 1,    /* wharf_stream_abort of its sender, or it closes */
 	WHARF_ABORT_READER = 2,    /* wharf_stream_abort of its reader */
 	WHARF_ABORT_VIOLATION = 3, /* it broke the protocol */
-	/* its reader has too much in pieces at once: rx_assembly_bytes_max, 253 descriptors, or no memory */
+	/* its reader has too much in pieces at once: rx_assembly_bytes_max, 253 descriptors; or no memory for it */
 	WHARF_ABORT_ROOM = 4,
 };
 
@@ -768,7 +768,8 @@ enum { /* reason of a call's end */
 	WHARF_END_CLOSED = 5,    /* the port was closed, here or there */
 	WHARF_END_NO_REPLY = 6,  /* the handler neither answered nor took it */
 	WHARF_END_REFUSED = 7,   /* the answering side did not want it: app_code is its word */
-	WHARF_END_ERROR = 8,     /* error says what */
+	/* error says what; ENOBUFS: no room or memory here for its pieces, or for what waits of it while it is paused */
+	WHARF_END_ERROR = 8,
 };
 /* Static name of a WHARF_END_*, "unknown" for others. */
 WHARF_API const char *wharf_end_name(uint32_t reason);

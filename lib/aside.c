@@ -1,6 +1,5 @@
 /* SPDX-License-Identifier: MIT */
 /* Records that wait because their flow is paused, or behind such ones. */
-#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -14,7 +13,7 @@ struct aside {
 	int fds[];
 };
 
-void wh_flow_put_aside(struct wh_flow *flow, const struct wh_record *r, struct wh_rx *rx)
+bool wh_flow_put_aside(struct wh_flow *flow, const struct wh_record *r, struct wh_rx *rx)
 {
 	struct wharf_port *port = flow->port;
 	/* Its peer may go on: what is put aside counts as read. Others than these are lost, and marked so. */
@@ -24,10 +23,8 @@ void wh_flow_put_aside(struct wh_flow *flow, const struct wh_record *r, struct w
 	size_t offset = at + ((uintptr_t)r & 63);
 	struct aside *aside = aligned_alloc(64, wh_align_up(offset + r->size, 64));
 
-	if (!aside) {
-		wh_port_end(port, WHARF_CLOSE_ERROR, ENOMEM, "no memory to hold a message while paused");
-		return;
-	}
+	if (!aside)
+		return false;
 	aside->record = (struct wh_record *)((char *)aside + offset);
 	memcpy(aside->record, r, r->size);
 	aside->rx = *rx;
@@ -40,6 +37,7 @@ void wh_flow_put_aside(struct wh_flow *flow, const struct wh_record *r, struct w
 	wh_list_append(&flow->in.aside, &aside->link);
 	port->n_aside++;
 	port->n_aside_fds += n_fds;
+	return true;
 }
 
 /* The first that waits, now the caller's to free. */

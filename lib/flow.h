@@ -91,6 +91,7 @@ struct wh_inflow {
 	_Atomic bool starved;            /* the peer has used up its credit: whatever comes back is told at once */
 	bool paused;
 	bool ended;                      /* its last message has been delivered */
+	bool lost;                       /* one could not be delivered, and the port ends */
 };
 
 struct wh_flow {

@@ -53,6 +53,18 @@ static void violation(struct wh_flow *flow, const char *why)
 	}
 }
 
+/* Nothing of it can be kept: the record is given back, and its flow ends, or the port if that is its own. */
+static void no_room(struct wh_flow *flow, const struct wh_record *r)
+{
+	wh_port_release_runs(flow->port, r);
+	if (flow->kind == WH_FLOW_STREAM_IN)
+		abort_in(flow, WH_ABORT_ROOM);
+	else if (flow->kind != WH_FLOW_PLAIN)
+		wh_call_no_room(flow);
+	else
+		wh_port_end(flow->port, WHARF_CLOSE_ERROR, ENOMEM, "no memory for a message in pieces");
+}
+
 /* ---- Delivery ---- */
 
 static void dispatch(struct wh_flow *flow, const struct wharf_msg *msg)
@@ -78,6 +90,7 @@ void wh_flow_deliver(struct wh_flow *flow, struct wh_message *m)
 		if (!copy) {
 			free(m->joined);
 			m->joined = NULL;
+			flow->in.lost = true;
 			wh_port_end(
 				port, WHARF_CLOSE_ERROR, ENOMEM, "no memory for a message of %zu bytes", m->pub.size);
 			return;
@@ -109,10 +122,10 @@ static void take_fds(struct wh_rx *rx, uint32_t n_fds, int *fds, bool *ret_lost)
 	}
 }
 
-/* The flow's last message was delivered. */
+/* A message was delivered, or could not be: it may have been the flow's last. */
 static void finish(struct wh_flow *flow, const struct wh_record *r)
 {
-	if (!flow->listed)
+	if (!flow->listed || flow->in.lost)
 		return;
 	if (flow->delegated) {
 		wh_flow_unlist(flow); /* whatever follows, follows elsewhere */
@@ -261,6 +274,7 @@ static bool assembly_reserve(struct wh_flow *flow, uint64_t bytes)
 	return true;
 }
 
+/* What is wrong with it; NULL: nothing, though there may have been no memory. */
 static const char *begin_assembly(
 	struct wh_flow *flow, const struct wh_record *r, const struct wh_message_in *in, struct wh_rx *rx)
 {
@@ -272,10 +286,8 @@ static const char *begin_assembly(
 	if (!port->pieces && in->position != UINT64_MAX && in->position > port->limits.message_bytes_max)
 		return "pieces: a message larger than we take";
 	a = malloc(sizeof(*a) + in->n_fds * sizeof(int));
-	if (!a) {
-		wh_port_end(port, WHARF_CLOSE_ERROR, ENOMEM, "no memory for a message in pieces");
+	if (!a)
 		return NULL;
-	}
 	*a = (struct wh_assembly){
 		.total_bytes = in->position, .type = ((const struct wh_message_record *)r)->type, .sent_ns = rx->sent_ns
 	};
@@ -331,8 +343,12 @@ static const char *take_piece(struct wh_flow *flow, const struct wh_record *r, c
 	const char *why = r->flags & WH_RECORD_FIRST ? begin_assembly(flow, r, in, rx) : NULL;
 	struct wh_assembly *a = flow->in.assembly;
 
-	if (why || port->state >= WH_PORT_ENDING)
+	if (why)
 		return why;
+	if (!a && r->flags & WH_RECORD_FIRST) {
+		no_room(flow, r);
+		return NULL;
+	}
 	if (!a)
 		return "pieces: one of no message";
 	if (!(r->flags & WH_RECORD_FIRST) && in->position != a->position_bytes)
@@ -354,13 +370,7 @@ static const char *take_piece(struct wh_flow *flow, const struct wh_record *r, c
 	if ((r->flags & WH_RECORD_FIRST && a->n_fds && flow->kind != WH_FLOW_PLAIN &&
 		    port->assembly_fds > WH_WIRE_FDS_MAX) ||
 		!assembly_reserve(flow, a->total_bytes == UINT64_MAX ? a->position_bytes + bytes : a->total_bytes)) {
-		if (flow->kind == WH_FLOW_STREAM_IN)
-			abort_in(flow, WH_ABORT_ROOM);
-		else if (flow->kind != WH_FLOW_PLAIN)
-			wh_call_no_room(flow);
-		else
-			wh_port_end(port, WHARF_CLOSE_ERROR, ENOMEM, "no memory for a message in pieces");
-		wh_port_release_runs(port, r);
+		no_room(flow, r);
 		return NULL;
 	}
 	for (unsigned i = 0; i < r->n_items; i++) {
@@ -525,10 +535,10 @@ void wh_flow_arrive(struct wharf_port *port, const struct wh_record *r, struct w
 		}
 		wh_flow_charge_in(flow, wh_flow_charge(r->n_items, bytes_of(r, &in)));
 	}
-	if (inflow->paused || !wh_list_empty(&inflow->aside))
-		wh_flow_put_aside(flow, r, rx);
-	else
+	if (!inflow->paused && wh_list_empty(&inflow->aside))
 		wh_flow_take(flow, r, rx);
+	else if (!wh_flow_put_aside(flow, r, rx))
+		no_room(flow, r);
 	wh_flow_unref(flow);
 }
 

@@ -26,7 +26,7 @@ void wh_flow_drop_pieces(struct wh_flow *flow); /* of a message that will not be
 void wh_port_release_runs(struct wharf_port *port, const struct wh_record *r); /* of a record that nobody gets */
 
 /* aside.c */
-void wh_flow_put_aside(struct wh_flow *flow, const struct wh_record *r, struct wh_rx *rx);
+bool wh_flow_put_aside(struct wh_flow *flow, const struct wh_record *r, struct wh_rx *rx); /* false: no memory */
 
 /* pass.c: an end that the peer passes on. */
 void wh_port_deliver_end(struct wharf_port *port, const struct wh_port_record *r, struct wh_rx *rx);
@@ -36,6 +36,6 @@ void wh_call_on_reply(struct wh_flow *flow, const struct wharf_msg *msg);
 void wh_call_on_last(struct wh_flow *flow, uint32_t status); /* behind the last reply */
 void wh_answer_on_request(struct wh_flow *flow, const struct wharf_msg *msg);
 void wh_call_on_cancel(struct wharf_port *port, const struct wh_cancel *cancel);
-void wh_call_no_room(struct wh_flow *flow); /* for a message in pieces */
+void wh_call_no_room(struct wh_flow *flow); /* for a message in pieces, or one that waits */
 
 #endif
