@@ -579,8 +579,10 @@ wharf_loop *wharf_loop_free(wharf_loop *loop)
 	if (loop->in_step || loop->freed)
 		return loop;
 	loop->in_step = true;
-	/* From here on, so that an on_close that reconnects is refused. */
+	/* From here on, so that an on_close that reconnects is refused. Locked: a post that did not see it is queued by now. */
+	pthread_mutex_lock(&loop->kick_lock);
 	atomic_store(&loop->freed, true);
+	pthread_mutex_unlock(&loop->kick_lock);
 	wh_current_loop = loop;
 	/* While what they may refer to is still there. No more can follow. */
 	wh_loop_run_posts(loop, -EPIPE);
