@@ -450,7 +450,7 @@ struct wharf_port_options {
 	/* of the peer's segments mapped here, those that it takes back included until no taken message lies in them; default
 	 * 1 GiB */
 	uint64_t rx_mapped_bytes_max;
-	uint64_t rx_bytes_max;        /* largest message delivered whole; default 64 MiB. Does not bind pieces */
+	uint64_t rx_bytes_max;        /* largest message; default 64 MiB. Binds none with WHARF_PORT_PIECES */
 	uint64_t rx_assembly_bytes_max; /* of streams and calls whose pieces are put together; default twice rx_bytes_max */
 	uint64_t rx_stream_bytes_max; /* of each stream or call: arrived, and not given back by the reader; default 4 MiB */
 	uint32_t rx_streams_max;      /* at once; default 1024, at most 4096 */
@@ -459,7 +459,8 @@ struct wharf_port_options {
 	/* delivered before other ports have their turn, if not 1 MiB of payload comes first; whole frames; default 65536 */
 	uint32_t rx_msgs_per_turn;
 	uint32_t untrusted;           /* 1: deliver private copies, which the peer cannot change under the reader. No memory
-	                               * for one ends the port: WHARF_CLOSE_ERROR, ENOMEM */
+	                               * for one ends the port: WHARF_CLOSE_ERROR, ENOMEM. One of a piece is at most a frame
+	                               * and rx_mapped_bytes_max */
 	uint32_t reserved;
 
 	/*

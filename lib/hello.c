@@ -29,7 +29,7 @@ void wh_port_hello_init(struct wharf_port *port, const struct wharf_port_options
 		.fds_max = o->rx_fds_max,
 		.segments_max = WH_SLOTS_MAX,
 		.mapped_bytes_max = o->rx_mapped_bytes_max,
-		.message_bytes_max = o->rx_bytes_max,
+		.message_bytes_max = port->limits.message_bytes_max,
 		.streams_max = o->rx_streams_max,
 		.calls_max = o->rx_calls_max,
 		.stream_credit_bytes = o->rx_stream_bytes_max,
@@ -101,7 +101,7 @@ void wh_port_take_hello(struct wharf_port *port, const struct wh_hello *theirs, 
 	port->peer.gid = event->credentials.gid;
 	port->peer.features = theirs->features & FEATURES;
 	port->peer.fds_max = theirs->fds_max;
-	port->peer.message_bytes_max = theirs->message_bytes_max;
+	port->peer.message_bytes_max = theirs->features & WH_FEATURE_PIECES ? UINT64_MAX : theirs->message_bytes_max;
 	memcpy(port->peer.name, theirs->name, sizeof(port->peer.name));
 	if (port->same_user && !wh_same_user(port->peer.uid)) {
 		wh_port_fail(port, WHARF_CLOSE_REFUSED, EACCES, WH_BYE_REFUSED, "it takes no peer of another user",
@@ -124,7 +124,7 @@ void wh_port_take_hello(struct wharf_port *port, const struct wh_hello *theirs, 
 	port->said_hello = port->limits.said_hello = true;
 	port->peer.version = WH_WIRE_VERSION;
 	port->peer_pieces = theirs->features & WH_FEATURE_PIECES;
-	wh_port_limit_messages(port, port->peer_pieces ? UINT64_MAX : theirs->message_bytes_max);
+	wh_port_limit_messages(port, port->peer.message_bytes_max);
 	port->tx_inline |= !theirs->mapped_bytes_max;
 	wh_posting_limit(port);
 	wh_port_flows_on_hello(port, theirs);

@@ -140,7 +140,7 @@ int wh_port_new(struct wharf_loop *loop, int fd, const struct wharf_port_options
 		.slots = nothing_announced,
 		.frame_bytes_max = loop->frame_bytes_max,
 		.fds_max = o.rx_fds_max,
-		.message_bytes_max = o.rx_bytes_max,
+		.message_bytes_max = o.flags & WHARF_PORT_PIECES ? UINT64_MAX : o.rx_bytes_max,
 	};
 	port->report_every = WH_WINDOW_MIN / 2;
 	port->mapped_bytes_max = o.rx_mapped_bytes_max;

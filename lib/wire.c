@@ -52,7 +52,7 @@
  *  24  u32  fds_max              any, as the limits that follow: what the format cannot carry anyway is no limit
  *  28  u32  segments_max
  *  32  u64  mapped_bytes_max
- *  40  u64  message_bytes_max
+ *  40  u64  message_bytes_max    with PIECES not looked at
  *  48  u32  streams_max
  *  52  u32  calls_max
  *  56  u64  stream_credit_bytes
@@ -87,10 +87,11 @@
  * request. On the port of its request nothing answers it.
  *
  * The bytes of a record are those of its items together. If it is both FIRST and LAST they are no more than the limit
- * for messages; for fragments the port applies it, which knows their sum. Where the bytes of an inline item begin is
- * given: at the end of the inline bytes before them (of the items, for the first), rounded up to a multiple of 8, or
- * of 64 from the start of the frame if the item is ALIGNED. The record ends at the end of the last inline bytes (of
- * the items, if there are none), rounded up to 8. All that is skipped in rounding is zero.
+ * for messages; for fragments the port applies it, which knows their sum. Who said PIECES has no such limit: what one
+ * record can carry is bounded by what is announced. Where the bytes of an inline item begin is given: at the end of the
+ * inline bytes before them (of the items, for the first), rounded up to a multiple of 8, or of 64 from the start of the
+ * frame if the item is ALIGNED. The record ends at the end of the last inline bytes (of the items, if there are none),
+ * rounded up to 8. All that is skipped in rounding is zero.
  *
  * ITEM, 16            run                                         inline
  *   0  u16  slot      below 256, and announced                    zero

@@ -114,7 +114,7 @@ struct wh_hello {
 	uint32_t fds_max;           /* application fds per message it takes */
 	uint32_t segments_max;      /* slots it maps */
 	uint64_t mapped_bytes_max;
-	uint64_t message_bytes_max; /* reassembled whole */
+	uint64_t message_bytes_max; /* reassembled whole; without meaning if it has PIECES */
 	uint32_t streams_max;       /* under reassembly at once */
 	uint32_t calls_max;
 	uint64_t stream_credit_bytes; /* a stream's first credit */
@@ -320,7 +320,7 @@ struct wh_decode_limits {
 	const struct wh_geometry *slots; /* WH_WIRE_SLOTS_MAX of them */
 	uint32_t frame_bytes_max;   /* as told to the peer */
 	uint32_t fds_max;           /* application fds per message, up to WH_WIRE_FDS_MAX; DELEGATED: one more */
-	uint64_t message_bytes_max; /* of one that is not in fragments */
+	uint64_t message_bytes_max; /* of one that is not in fragments; UINT64_MAX: PIECES was said */
 	/* the peer has: no second HELLO, and before it nothing but HELLO or BYE, alone in its frame */
 	bool said_hello;
 };

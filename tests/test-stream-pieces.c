@@ -235,6 +235,43 @@ Test(stream_pieces, a_message_of_unknown_length_may_be_as_long_as_the_limit)
 	}
 }
 
+/* It has no limit: neither of what goes in fragments, nor of what one record carries. */
+Test(stream_pieces, who_takes_pieces_takes_messages_of_any_size)
+{
+	for (uint32_t untrusted = 0; untrusted < 2; untrusted++)
+		for (unsigned claimed = 0; claimed < 2; claimed++) {
+			struct wharf_buf b;
+			struct wharf_part part;
+			pair_open(&p, NULL, WHARF_OPT(port, .flags = WHARF_PORT_PIECES, .rx_bytes_max = 1000, .untrusted = untrusted));
+			p.b.on_message = check_pattern;
+			cr_assert_eq(wharf_port_peer(p.a.port)->message_bytes_max, UINT64_MAX);
+			for (size_t size = 900; size < 2 * MIB; size *= 2) {
+				part = claimed ? claimed_part(&b, 0, size) : bytes_part(0, size);
+				cr_assert_eq(wharf_send(p.a.port, &(struct wharf_out){ .parts = &part, .n_parts = 1 }), 0);
+				settle(p.loop);
+				cr_assert_eq(p.b.n_closed, 0, "%zu bytes: %s", size, p.b.reason_text);
+				cr_assert_eq(n_checked, size);
+			}
+			pair_free(&p);
+		}
+}
+
+/* What its hello says besides does not matter. */
+Test(stream_pieces, a_limit_that_a_peer_names_who_takes_pieces_is_none)
+{
+	struct wh_hello hello = raw_hello();
+	int fd = pair_open_half(&p, NULL);
+
+	hello.features = WH_FEATURE_PIECES;
+	hello.message_bytes_max = 1000;
+	cr_assert(raw_say_hello(fd, &hello));
+	settle(p.loop);
+	cr_assert_eq(wharf_port_peer(p.a.port)->message_bytes_max, UINT64_MAX);
+	cr_assert_eq(wharf_send_bytes(p.a.port, 1, pattern_bytes, 100000), 0);
+	pair_free(&p);
+	close(fd);
+}
+
 /* ---- How they travel ---- */
 
 Test(stream_pieces, each_fragment_says_for_itself_how_its_bytes_travel)
