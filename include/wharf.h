@@ -159,7 +159,7 @@ WHARF_API wharf_loop *wharf_loop_unref(wharf_loop *loop);
 /*
  * One turn: sends what ports have queued, waits for events up to timeout_ns, runs their callbacks, sends again. A
  * turn's work is bounded, so a busy port cannot keep the loop from the others.
- * Positive: more work is waiting, step again soon (wharf_loop_fd stays readable meanwhile). 0: idle, woken, interrupted
+ * Positive: more work is waiting, or may be: step again soon, or when wharf_loop_fd is readable. 0: idle, woken, interrupted
  * by a signal, or the time is up. -EDEADLK: called in a callback. -EPERM: the loop belongs to another thread. Any
  * other negative: the engine is broken; free the loop, which ends its ports.
  */

@@ -219,7 +219,7 @@ static inline int wh_engine_turn(struct wh_engine *engine, int64_t timeout_ns)
  */
 static inline int wh_engine_submit(struct wh_engine *engine) { return engine->ops->submit(engine); }
 
-/* Something is queued, or known to be done and not harvested: a turn now would not sleep. */
+/* Something is queued, or done and not harvested; or that is likely. Else a turn now would sleep. */
 static inline bool wh_engine_busy(const struct wh_engine *engine) { return engine->ops->busy(engine); }
 
 /* Takes the oldest event. False: none. */

@@ -9,7 +9,7 @@
 #include <unistd.h>
 
 enum {
-	EVENTS_MAX = 64,   /* of the kernel's, in one turn. Guessed, never tuned */
+	EVENTS_MAX = 256,  /* of the kernel's, in one turn. Guessed, never tuned */
 	FRAMES_MAX = 32,   /* of one link, in one turn: what a multishot receive takes */
 };
 
@@ -49,13 +49,16 @@ static void look(struct wh_epoll *epoll, int64_t timeout_ns)
 	engine->n_completions += n > 0 ? (uint64_t)n : 0;
 	if (n < 0 && errno != EINTR)
 		engine->broken = -errno; /* somebody closed our descriptor */
+	epoll->found = false;
 	for (int i = 0; i < n; i++) {
-		if (events[i].data.ptr == &engine->wake_fd)
+		if (events[i].data.ptr == &engine->wake_fd) {
 			epoll->rings = false; /* just the bell: engine->woken tells */
-		else if (events[i].data.ptr == &epoll->timer_fd)
+		} else if (events[i].data.ptr == &epoll->timer_fd) {
 			engine->deadline_ns = INT64_MAX;
-		else
+		} else {
 			wh_epoll_note(events[i].data.ptr, events[i].events);
+			epoll->found = true;
+		}
 	}
 }
 
@@ -123,9 +126,12 @@ static int submit(struct wh_engine *engine)
 	return engine->broken;
 }
 
+/* What has come since the last look only another one would show; where that found something there may be more. */
 static bool busy(const struct wh_engine *engine)
 {
-	return engine->n_events || can_receive(wh_epoll_of(engine));
+	const struct wh_epoll *epoll = wh_epoll_of(engine);
+
+	return engine->n_events || can_receive(epoll) || epoll->found;
 }
 
 /* ---- Life -------------------------------------------------------------------------------------------------------- */

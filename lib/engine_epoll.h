@@ -19,6 +19,7 @@ struct wh_epoll {
 	int timer_fd;              /* its deadlines; -1: there is no host */
 	bool rings;                /* wake_fd was rung for the host, and that was not seen yet */
 	bool without_ns;           /* the kernel has no epoll_pwait2 */
+	bool found;                /* the last look at what there is found something */
 	bool skipped;              /* the last turn did not ask the kernel */
 	struct wh_list ready;      /* links that may have frames, and want them */
 };

@@ -86,6 +86,11 @@ enum { NATIVE_ARCH = AUDIT_ARCH_AARCH64 };
  */
 static const uint32_t allowed[] = {
 	SYS_io_uring_enter,  /* sending, receiving, waiting */
+	/* and the same over epoll, where io_uring is refused */
+	SYS_sendmsg, SYS_recvmmsg, SYS_epoll_ctl, SYS_epoll_pwait2, SYS_epoll_pwait,
+#ifdef SYS_epoll_wait
+	SYS_epoll_wait,
+#endif
 	SYS_clock_gettime,   /* where it is a system call */
 	SYS_shutdown,        /* the end of a port */
 	/* the peer's memory comes and goes: a look at its seals, kind and size before it is mapped */
