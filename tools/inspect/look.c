@@ -26,16 +26,28 @@ static void add(struct look *look, const struct subject *subject)
 	look->subjects[look->n++] = *subject;
 }
 
-static void open_all(struct look *look, unsigned flags)
+static bool is_there(const struct look *look, pid_t pid)
+{
+	for (size_t i = 0; i < look->n; i++)
+		if (look->subjects[i].process.pid == pid)
+			return true;
+	return false;
+}
+
+void look_for_more(struct look *look, unsigned flags)
 {
 	size_t n;
 	pid_t *pids = process_all(&n);
 
+	look->n_hidden = 0;
 	for (size_t i = 0; i < n; i++) {
 		struct subject subject;
 		char why[PROCESS_WHY_BYTES];
-		int error = subject_open(pids[i], &subject, why);
+		int error;
 
+		if (is_there(look, pids[i]))
+			continue;
+		error = subject_open(pids[i], &subject, why);
 		if (!error) {
 			add(look, &subject);
 		} else if (error == -EACCES || error == -EPERM) {
@@ -65,7 +77,7 @@ bool look_open(struct look *look, const struct options *options, unsigned flags)
 	}
 	look->all = !options->n_pids;
 	if (look->all)
-		open_all(look, flags);
+		look_for_more(look, flags);
 	for (size_t i = 0; i < options->n_pids; i++) {
 		if (subject_open(options->pids[i], &subject, why)) {
 			complain("%d: %s", options->pids[i], why);
@@ -74,7 +86,7 @@ bool look_open(struct look *look, const struct options *options, unsigned flags)
 			add(look, &subject);
 		}
 	}
-	if (!look->n && !options->n_pids) {
+	if (!look->n && look->all && !(flags & LOOK_QUIET)) {
 		if (look->n_hidden)
 			complain("no process that uses wharf; %zu may not be looked at by this user", look->n_hidden);
 		else
@@ -106,6 +118,8 @@ void look_again(struct look *look, unsigned wants, unsigned flags)
 			subject_close(subject);
 			continue;
 		}
+		if (flags & (LOOK_RINGS | LOOK_SOCKETS))
+			subject_look_at_fds(subject);
 		if (flags & LOOK_RINGS)
 			subject_look_at_rings(subject);
 		if (flags & LOOK_SOCKETS)
@@ -179,11 +193,11 @@ int look_list(const struct options *options)
 
 	if (!look_at(&look, options, SNAPSHOT_STATS | SNAPSHOT_POOLS, 0) && !options->json) {
 		look_close(&look);
-		free(list);
+		view_list_free(list);
 		return EXIT_PROBLEM;
 	}
 	if (options->json) {
-		free(list);
+		view_list_free(list);
 		status = print_json(&look, options, 0);
 		look_close(&look);
 		return status;
@@ -191,7 +205,8 @@ int look_list(const struct options *options)
 	for (size_t i = 0; i < look.n; i++)
 		view_list_add(list, &look.subjects[i]);
 	page_init(&page, options->width, !options->ascii);
-	view_list_put(list, &page, false);
+	view_list_put(list, &page, 0);
+	view_list_free(list);
 	if (look.n_hidden)
 		page_words(&page, STYLE_DIM, 0, "%zu process%s may not be looked at by this user", look.n_hidden,
 			look.n_hidden == 1 ? "" : "es");

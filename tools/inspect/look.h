@@ -34,6 +34,8 @@ enum look_flag {
 bool look_open(struct look *look, const struct options *options, unsigned flags);
 /* Another look at each; those that are gone are dropped, and told. */
 void look_again(struct look *look, unsigned wants, unsigned flags);
+/* Of all processes those that were not there yet. */
+void look_for_more(struct look *look, unsigned flags);
 void look_close(struct look *look);
 void look_pause(uint64_t ns);
 

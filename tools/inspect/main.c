@@ -7,6 +7,9 @@
 #include "doctor.h"
 #include "look.h"
 #include "options.h"
+#include "prometheus.h"
+#include "top.h"
+#include "trace.h"
 
 const struct command commands[] = {
 	{ "list", look_list, COMMAND_JSON },
@@ -14,6 +17,9 @@ const struct command commands[] = {
 	{ "rings", look_rings, COMMAND_JSON | COMMAND_CORE },
 	{ "ports", look_ports, COMMAND_JSON | COMMAND_CORE },
 	{ "chunks", look_chunks, COMMAND_JSON | COMMAND_CORE },
+	{ "top", top_run, 0 },
+	{ "trace", trace_run, COMMAND_NEEDS_PID | COMMAND_JSON },
+	{ "prometheus", prometheus_run, 0 },
 	{ "doctor", doctor_run, COMMAND_JSON },
 	{ NULL, NULL, 0 },
 };

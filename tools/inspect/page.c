@@ -137,6 +137,7 @@ static const char *const sequences[STYLES] = {
 	[STYLE_CLAIMED] = "\033[36m",
 	[STYLE_LENT] = "\033[33m",
 	[STYLE_SEVERAL] = "\033[35m",
+	[STYLE_MARK] = "\033[7m",
 };
 
 void page_print(const struct page *page, FILE *file, bool colour)

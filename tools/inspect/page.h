@@ -19,6 +19,7 @@ enum style {
 	STYLE_CLAIMED,
 	STYLE_LENT,
 	STYLE_SEVERAL,
+	STYLE_MARK,  /* a row that is chosen */
 	STYLES,
 };
 

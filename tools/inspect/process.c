@@ -256,6 +256,14 @@ static int find_control(struct process *process, char why[PROCESS_WHY_BYTES])
 	return error;
 }
 
+static void find_trace(struct process *process)
+{
+	process->trace = -1;
+	for (size_t i = 0; i < process->n_fds; i++)
+		if (process->fds[i].kind == FD_TRACE)
+			process->trace = process->fds[i].fd;
+}
+
 static uint64_t network_of(pid_t pid)
 {
 	char path[PATH_BYTES];
@@ -309,9 +317,7 @@ int process_open(pid_t pid, struct process *ret_process, char why[PROCESS_WHY_BY
 		free(process.fds);
 		return error;
 	}
-	for (size_t i = 0; i < process.n_fds; i++)
-		if (process.fds[i].kind == FD_TRACE)
-			process.trace = process.fds[i].fd;
+	find_trace(&process);
 	read_command(&process);
 	read_age(&process);
 	process.net = network_of(process.pid);
@@ -332,6 +338,25 @@ bool process_still_there(const struct process *process)
 
 	return read_stat(process->pid, &now) == 0 && now.start_time == process->start_time && now.state != 'Z' &&
 		now.state != 'X';
+}
+
+bool process_refresh(struct process *process, bool with_fds)
+{
+	struct process now;
+
+	if (read_stat(process->pid, &now) || now.start_time != process->start_time || now.state == 'Z' ||
+		now.state == 'X')
+		return false;
+	process->state = now.state;
+	read_age(process);
+	if (with_fds) {
+		free(process->fds);
+		process->fds = NULL;
+		process->n_fds = 0;
+		read_fds(process);
+		find_trace(process);
+	}
+	return true;
 }
 
 static int compare_pids(const void *a, const void *b)

@@ -42,6 +42,8 @@ int process_open(pid_t pid, struct process *ret_process, char why[PROCESS_WHY_BY
 void process_close(struct process *process);
 
 bool process_still_there(const struct process *process);
+/* Its state anew, and what it has open if with_fds. False: it has exited. */
+bool process_refresh(struct process *process, bool with_fds);
 const struct process_fd *process_fd(const struct process *process, int fd); /* NULL: not open */
 
 /* Numbers of all processes, ascending; free them. */

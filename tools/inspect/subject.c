@@ -82,7 +82,7 @@ int subject_look(struct subject *subject, unsigned wants, char why[PROCESS_WHY_B
 
 	if (error)
 		return error;
-	if (!subject->dumped && !process_still_there(&subject->process)) {
+	if (!subject->dumped && !process_refresh(&subject->process, false)) {
 		snapshot_fini(&snapshot);
 		snprintf(why, PROCESS_WHY_BYTES, "it exited while it was looked at");
 		return -ESRCH;
@@ -97,6 +97,12 @@ int subject_look(struct subject *subject, unsigned wants, char why[PROCESS_WHY_B
 	subject->now = snapshot;
 	subject->has_now = true;
 	return 0;
+}
+
+void subject_look_at_fds(struct subject *subject)
+{
+	if (!subject->dumped)
+		process_refresh(&subject->process, true);
 }
 
 void subject_look_at_rings(struct subject *subject)

@@ -48,7 +48,8 @@ void subject_close(struct subject *subject);
 /* Takes a snapshot; the one that was there becomes `before`. -ESRCH: the process has exited. */
 int subject_look(struct subject *subject, unsigned wants, char why[PROCESS_WHY_BYTES]);
 
-/* Asks the kernel, too, about what the last look showed. */
+/* Asks the kernel, too, about what the last look showed: after the descriptors that are open were looked at. */
+void subject_look_at_fds(struct subject *subject);
 void subject_look_at_rings(struct subject *subject);
 void subject_look_at_sockets(struct subject *subject, const struct sockdiag *diag);
 

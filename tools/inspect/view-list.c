@@ -107,16 +107,56 @@ static double bytes_moved(const struct entry *entry)
 	return (t->tx_bytes > 0 ? t->tx_bytes : 0) + (t->rx_bytes > 0 ? t->rx_bytes : 0);
 }
 
-static int busiest_first(const void *a, const void *b)
+const char *view_order_name(enum view_order order)
 {
-	double x = bytes_moved(a), y = bytes_moved(b);
+	static const char *const names[VIEW_ORDERS] = { "traffic", "queued", "lent", "busy", "pid" };
 
-	if (x > y || x < y)
-		return x > y ? -1 : 1;
-	return ((const struct entry *)a)->process.pid - ((const struct entry *)b)->process.pid;
+	return names[order];
 }
 
-void view_list_put(struct view_list *list, struct page *page, bool sorted)
+static double order_key(const struct entry *entry, enum view_order order)
+{
+	switch (order) {
+	case VIEW_BY_QUEUED:
+		return (double)entry->queued;
+	case VIEW_BY_LENT:
+		return (double)entry->lent;
+	case VIEW_BY_BUSY:
+		return entry->rates.busy;
+	case VIEW_BY_PID:
+	case VIEW_ORDERS:
+		return -entry->process.pid;
+	case VIEW_BY_TRAFFIC:
+		break;
+	}
+	return bytes_moved(entry);
+}
+
+static int most_first(const void *a, const void *b, void *order)
+{
+	const struct entry *x = a, *y = b;
+	double key_x = order_key(x, *(enum view_order *)order), key_y = order_key(y, *(enum view_order *)order);
+
+	if (key_x > key_y || key_x < key_y)
+		return key_x > key_y ? -1 : 1;
+	return x->process.pid - y->process.pid;
+}
+
+void view_list_sort(struct view_list *list, enum view_order order)
+{
+	if (list->n)
+		qsort_r(list->entries, list->n, sizeof *list->entries, most_first, &order);
+}
+
+pid_t view_list_pid(const struct view_list *list, size_t index) { return list->entries[index].process.pid; }
+
+void view_list_free(struct view_list *list)
+{
+	free(list->entries);
+	free(list);
+}
+
+void view_list_put(const struct view_list *list, struct page *page, pid_t marked)
 {
 	static const struct table_column columns[] = {
 		{ "PID", false, 0 },
@@ -137,8 +177,6 @@ void view_list_put(struct view_list *list, struct page *page, bool sorted)
 	};
 	struct table table;
 
-	if (sorted && list->n)
-		qsort(list->entries, list->n, sizeof *list->entries, busiest_first);
 	table_init(&table, columns, wh_array_len(columns));
 	for (size_t i = 0; i < list->n; i++) {
 		const struct entry *e = &list->entries[i];
@@ -146,8 +184,8 @@ void view_list_put(struct view_list *list, struct page *page, bool sorted)
 		char user[PROCESS_NAME_BYTES];
 
 		process_user(e->process.uid, user);
-		table_cell(&table, STYLE_PLAIN, "%d", e->process.pid);
-		table_cell(&table, STYLE_BOLD, "%s", e->process.name);
+		table_cell(&table, e->process.pid == marked ? STYLE_MARK : STYLE_PLAIN, "%d", e->process.pid);
+		table_cell(&table, e->process.pid == marked ? STYLE_MARK : STYLE_BOLD, "%s", e->process.name);
 		table_cell(&table, STYLE_PLAIN, "%s", user);
 		table_cell(&table, STYLE_PLAIN, "%s", unit_time(e->process.up_ns, UNIT));
 		table_cell(&table, STYLE_PLAIN, "%zu", e->n_loops);
@@ -163,8 +201,6 @@ void view_list_put(struct view_list *list, struct page *page, bool sorted)
 		table_cell(&table, e->style, "%s", e->note);
 	}
 	table_put(&table, page, 0);
-	free(list->entries);
-	free(list);
 }
 
 /* ---- The head of other views ---- */

@@ -13,8 +13,12 @@ struct view_list; /* a table of processes */
 struct view_list *view_list_new(void);
 void view_list_add(struct view_list *list, const struct subject *subject);
 size_t view_list_length(const struct view_list *list);
-/* The busiest first, if `sorted`; else as they were added. Frees it. */
-void view_list_put(struct view_list *list, struct page *page, bool sorted);
+enum view_order { VIEW_BY_TRAFFIC, VIEW_BY_QUEUED, VIEW_BY_LENT, VIEW_BY_BUSY, VIEW_BY_PID, VIEW_ORDERS };
+const char *view_order_name(enum view_order order);
+void view_list_sort(struct view_list *list, enum view_order order);
+pid_t view_list_pid(const struct view_list *list, size_t index);
+void view_list_put(const struct view_list *list, struct page *page, pid_t marked); /* 0: none */
+void view_list_free(struct view_list *list);
 
 /* Name, pid, state, problems: what every view of one process begins with. */
 void view_head(const struct subject *subject, struct page *page);
