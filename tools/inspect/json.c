@@ -235,7 +235,7 @@ static void add_port(struct json_object *array, const struct subject *subject, s
 	json_add_count(o, "calls_in", p->calls_in);
 	json_add_count(o, "last_tx_ago_ns", subject_since(subject, p->last_tx_ns));
 	json_add_count(o, "last_rx_ago_ns", subject_since(subject, p->last_rx_ns));
-	json_add_count(o, "unread_for_ns", subject_since(subject, p->unread_since_ns));
+	json_add_count(o, "unread_for_ns", subject_unread_for(subject, port));
 	json_add_count(o, "blocked_for_ns", blocked);
 	json_add_count(o, "blocked_ns", p->blocked_ns + blocked);
 	json_add_count(o, "longest_stall_ns", p->longest_blocked_ns > blocked ? p->longest_blocked_ns : blocked);

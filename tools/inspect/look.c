@@ -99,7 +99,7 @@ void look_again(struct look *look, unsigned wants, unsigned flags)
 {
 	size_t n = 0;
 
-	if (flags & LOOK_SOCKETS) {
+	if (flags & (LOOK_SOCKETS | LOOK_SUSPECTS)) {
 		if (look->diag_taken)
 			sockdiag_fini(&look->diag);
 		sockdiag_take(&look->diag);
@@ -118,12 +118,12 @@ void look_again(struct look *look, unsigned wants, unsigned flags)
 			subject_close(subject);
 			continue;
 		}
-		if (flags & (LOOK_RINGS | LOOK_SOCKETS))
+		if (flags & (LOOK_RINGS | LOOK_SOCKETS | LOOK_SUSPECTS))
 			subject_look_at_fds(subject);
 		if (flags & LOOK_RINGS)
 			subject_look_at_rings(subject);
-		if (flags & LOOK_SOCKETS)
-			subject_look_at_sockets(subject, &look->diag);
+		if (flags & (LOOK_SOCKETS | LOOK_SUSPECTS))
+			subject_look_at_sockets(subject, &look->diag, flags & LOOK_SUSPECTS);
 		look->subjects[n++] = *subject;
 	}
 	look->n = n;
@@ -191,7 +191,7 @@ int look_list(const struct options *options)
 	struct page page;
 	int status;
 
-	if (!look_at(&look, options, SNAPSHOT_STATS | SNAPSHOT_POOLS, 0) && !options->json) {
+	if (!look_at(&look, options, SNAPSHOT_STATS | SNAPSHOT_POOLS, LOOK_SUSPECTS) && !options->json) {
 		look_close(&look);
 		view_list_free(list);
 		return EXIT_PROBLEM;

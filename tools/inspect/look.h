@@ -27,6 +27,7 @@ struct look {
 enum look_flag {
 	LOOK_RINGS = 1,
 	LOOK_SOCKETS = 2,
+	LOOK_SUSPECTS = 8, /* sockets of which the process does not know whether their peer reads */
 	LOOK_QUIET = 4, /* does not tell of processes of other versions */
 };
 

@@ -35,22 +35,25 @@ int subject_open_core(const char *path, struct subject *ret_subject, char why[PR
 	int error;
 
 	*s = (struct subject){ .dumped = true, .process = { .control = -1, .trace = -1, .state = '-' } };
-	error = core_open(path, &s->core, said);
+	s->core = memory_new(1, sizeof *s->core);
+	error = core_open(path, s->core, said);
 	if (error) {
 		snprintf(why, PROCESS_WHY_BYTES, "%s", said);
+		free(s->core);
 		return error;
 	}
-	error = core_find_control(&s->core, &address);
+	error = core_find_control(s->core, &address);
 	if (error) {
 		snprintf(why, PROCESS_WHY_BYTES, "no control memory of wharf is in it");
-		core_close(&s->core);
+		core_close(s->core);
+		free(s->core);
 		return error;
 	}
-	source_of_core(&s->core, address, UINT64_MAX - address, &s->source);
-	s->process.pid = (pid_t)s->core.pid;
-	s->process.uid = s->core.uid;
-	snprintf(s->process.name, sizeof s->process.name, "%s", s->core.name);
-	snprintf(s->process.command, sizeof s->process.command, "%s", s->core.command);
+	source_of_core(s->core, address, UINT64_MAX - address, &s->source);
+	s->process.pid = (pid_t)s->core->pid;
+	s->process.uid = s->core->uid;
+	snprintf(s->process.name, sizeof s->process.name, "%s", s->core->name);
+	snprintf(s->process.command, sizeof s->process.command, "%s", s->core->command);
 	return 0;
 }
 
@@ -69,10 +72,12 @@ void subject_close(struct subject *subject)
 		snapshot_fini(&subject->now);
 	if (subject->has_before)
 		snapshot_fini(&subject->before);
-	if (subject->dumped)
-		core_close(&subject->core);
-	else
+	if (subject->dumped) {
+		core_close(subject->core);
+		free(subject->core);
+	} else {
 		process_close(&subject->process);
+	}
 }
 
 int subject_look(struct subject *subject, unsigned wants, char why[PROCESS_WHY_BYTES])
@@ -169,14 +174,31 @@ static void look_at_socket(const struct subject *subject, const struct snap_port
 		socket->peer_unread = peer->unread;
 }
 
-void subject_look_at_sockets(struct subject *subject, const struct sockdiag *diag)
+/* It says so each quarter window at least. */
+static bool may_have_read(const struct wh_stats_port *p)
+{
+	return p->counts.tx_unread_frames <= p->window / 4 && !p->counts.tx_queued_bytes &&
+		!(p->flags & (WH_STATS_STUCK | WH_STATS_BLOCKED));
+}
+
+void subject_look_at_sockets(struct subject *subject, const struct sockdiag *diag, bool suspects)
 {
 	const struct snapshot *s = &subject->now;
 
 	free(subject->sockets);
 	subject->sockets = memory_new(s->n_ports, sizeof *subject->sockets);
 	for (size_t i = 0; i < s->n_ports; i++)
-		look_at_socket(subject, &s->ports[i], diag, &subject->sockets[i]);
+		if (!suspects || (s->ports[i].s.unread_since_ns && may_have_read(&s->ports[i].s)))
+			look_at_socket(subject, &s->ports[i], diag, &subject->sockets[i]);
+}
+
+uint64_t subject_unread_for(const struct subject *subject, const struct snap_port *port)
+{
+	const struct subject_socket *socket = subject->sockets ? &subject->sockets[port - subject->now.ports] : NULL;
+
+	if (may_have_read(&port->s) && (!socket || !socket->known || !socket->unsent))
+		return 0;
+	return subject_since(subject, port->s.unread_since_ns);
 }
 
 uint64_t subject_now_ns(const struct subject *subject) { return chunks_now(&subject->now); }

@@ -32,7 +32,7 @@ struct subject_socket {
 struct subject {
 	bool dumped;                   /* of a core; there is no process */
 	struct process process;
-	struct core core;
+	struct core *core;             /* NULL: not of one */
 	struct source source;
 	struct snapshot now, before;   /* before: of an earlier look, when has_before */
 	bool has_now, has_before;
@@ -51,7 +51,14 @@ int subject_look(struct subject *subject, unsigned wants, char why[PROCESS_WHY_B
 /* Asks the kernel, too, about what the last look showed: after the descriptors that are open were looked at. */
 void subject_look_at_fds(struct subject *subject);
 void subject_look_at_rings(struct subject *subject);
-void subject_look_at_sockets(struct subject *subject, const struct sockdiag *diag);
+/* suspects: only of ports of which the process itself does not know whether their peer reads. */
+void subject_look_at_sockets(struct subject *subject, const struct sockdiag *diag, bool suspects);
+
+/*
+ * How long the peer has not read what is there for it; 0: it has. A peer that has read little need not say so: then the
+ * kernel's queue tells, if it was looked at.
+ */
+uint64_t subject_unread_for(const struct subject *subject, const struct snap_port *port);
 
 uint64_t subject_now_ns(const struct subject *subject);
 /* How long since a time that the process has noted, 0 if that is later than now. */

@@ -63,7 +63,7 @@ static void sample(struct top *top)
 		[TAB_CHUNKS] = SNAPSHOT_ALL,
 		[TAB_HELP] = SNAPSHOT_STATS,
 	};
-	unsigned flags = LOOK_QUIET | (top->tab == TAB_RINGS ? LOOK_RINGS : 0);
+	unsigned flags = LOOK_QUIET | LOOK_SUSPECTS | (top->tab == TAB_RINGS ? LOOK_RINGS : 0);
 
 	if (top->look.all && now_ms() >= top->rescan_ms) {
 		look_for_more(&top->look, flags);

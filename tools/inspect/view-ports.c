@@ -20,7 +20,7 @@ enum { STATE_OPEN = 1, STATE_ENDING = 3 };
 enum style view_port_note(const struct subject *subject, const struct snap_port *port, char note[VIEW_NOTE_BYTES])
 {
 	const struct wh_stats_port *p = &port->s;
-	uint64_t unread = subject_since(subject, p->unread_since_ns);
+	uint64_t unread = subject_unread_for(subject, port);
 	uint64_t blocked = subject_since(subject, p->blocked_since_ns);
 
 	*note = '\0';
@@ -189,11 +189,12 @@ static void put_peer(const struct subject *subject, const struct wh_stats_port *
 	page_end_line(page);
 }
 
-static void put_out(
-	const struct subject *subject, const struct wh_stats_port *p, const struct rates_traffic *r, struct page *page)
+static void put_out(const struct subject *subject, const struct snap_port *port, const struct rates_traffic *r,
+	struct page *page)
 {
+	const struct wh_stats_port *p = &port->s;
 	const struct wh_stats_counts *c = &p->counts;
-	uint64_t unread = subject_since(subject, p->unread_since_ns);
+	uint64_t unread = subject_unread_for(subject, port);
 
 	page_item(page, STYLE_DIM, "out");
 	page_item(page, STYLE_PLAIN, "%s/s, %sB/s", unit_count(r->tx_messages, UNIT), unit_rate(r->tx_bytes, UNIT));
@@ -202,7 +203,7 @@ static void put_out(
 	page_item(page, STYLE_PLAIN, "queued %s in %llu messages", unit_size(c->tx_queued_bytes, UNIT),
 		(unsigned long long)p->tx_queued_messages);
 	page_item(page, STYLE_PLAIN, "lent %s", unit_size(c->tx_lent_bytes, UNIT));
-	page_item(page, STYLE_PLAIN, "unread %llu of %u frames", (unsigned long long)c->tx_unread_frames, p->window);
+	page_item(page, STYLE_PLAIN, "not reported as read %llu of %u frames", (unsigned long long)c->tx_unread_frames, p->window);
 	if (unread)
 		page_item(page, unread > NOTABLE_NS ? STYLE_BAD : STYLE_PLAIN, "peer has not read for %s",
 			unit_time(unread, UNIT));
@@ -288,7 +289,7 @@ static void put_port(const struct subject *subject, const struct snap_port *port
 	page_end_line(page);
 	page->indent = 2;
 	put_peer(subject, p, page);
-	put_out(subject, p, &rates, page);
+	put_out(subject, port, &rates, page);
 	put_in(subject, p, &rates, page);
 	put_trouble(subject, p, page);
 	if (subject->sockets)
