@@ -28,7 +28,8 @@ static bool filtered(void) { return doctor_read_key("/proc/self/status", "Seccom
 
 static void blame_filter(struct doctor_finding *f, const char *error)
 {
-	doctor_costs(f, DOCTOR_COSTS, "%s: a seccomp filter, as container runtimes bring one, refuses it: epoll instead", error);
+	doctor_costs(
+		f, DOCTOR_COSTS, "%s: a seccomp filter, as container runtimes bring one, refuses it: epoll instead", error);
 	doctor_mend(f, "docker run --security-opt seccomp=unconfined # or its profile with `doctor --policy --json' in it");
 }
 
