@@ -29,7 +29,7 @@
  *   |                  | at a time                                                                              |
  *   | any but a loop's | wharf_buf_claim_wait; wharf_post and wharf_post_buf with a timeout_ns                  |
  *   | the loop's       | everything else, wharf_msg_take included                                               |
- *   A loop belongs to the thread that first steps it; until then to any one thread at a time.
+ *   A loop belongs to the thread that first steps or flushes it; until then to any one thread at a time.
  *
  * Callbacks
  *   Fire only inside wharf_loop_step, wharf_loop_run and wharf_loop_free, never inside the call that caused them.
@@ -195,7 +195,8 @@ WHARF_API int wharf_loop_post(wharf_loop *loop, struct wharf_task *task);
 
 /*
  * Sends now what is queued, without running callbacks: a burst of sends leaves before the host comes round to the next
- * step. Never required. 0; negative as wharf_loop_step.
+ * step. Before the first step, too: hellos leave, messages wait for the peer's. Never required. 0; negative as
+ * wharf_loop_step.
  */
 WHARF_API int wharf_loop_flush(wharf_loop *loop);
 

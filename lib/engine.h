@@ -123,6 +123,7 @@ struct wh_engine_config {
 /* What each engine does in its own way. */
 struct wh_engine_ops {
 	void (*close)(struct wh_engine *engine);
+	void (*start)(struct wh_engine *engine);
 	int (*turn)(struct wh_engine *engine, int64_t timeout_ns);
 	int (*submit)(struct wh_engine *engine);
 	bool (*busy)(const struct wh_engine *engine);
@@ -140,7 +141,7 @@ struct wh_engine_ops {
 struct wh_engine {
 	const struct wh_engine_ops *ops;
 	int broken;                /* negative errno, sticky */
-	bool enabled;              /* the first turn was taken */
+	bool enabled;              /* it was started */
 	uint32_t n_links;
 	uint32_t n_events;         /* queued */
 	struct wh_list events;
@@ -201,12 +202,20 @@ static inline void wh_engine_close(struct wh_engine *engine)
 		engine->ops->close(engine);
 }
 
+/* From here on it is this thread's, and what is requested may be submitted. The first turn does it, too. As a turn. */
+static inline int wh_engine_start(struct wh_engine *engine)
+{
+	if (wh_unlikely(!engine->enabled) && !engine->broken)
+		engine->ops->start(engine);
+	return engine->broken;
+}
+
 /*
  * One exchange with the kernel: submits what was requested, waits up to timeout_ns (negative: for ever; 0: not at all;
  * and not at all while events are queued) and queues what has happened. Enters the kernel only if there is a reason.
- * May be called by the thread that first calls it only. Returns how many events are queued; 0 also after
- * wh_engine_wake, a signal, or for nothing; a negative errno: broken, for good. A broken engine still has its queued
- * events, and a link that is detached from it has its DETACHED at once.
+ * By the thread that started it only. Returns how many events are queued; 0 also after wh_engine_wake, a signal, or for
+ * nothing; a negative errno: broken, for good. A broken engine still has its queued events, and a link that is detached
+ * from it has its DETACHED at once.
  */
 static inline int wh_engine_turn(struct wh_engine *engine, int64_t timeout_ns)
 {

@@ -92,14 +92,15 @@ bool wh_epoll_pending(const struct wh_epoll *epoll)
 	return epoll->engine.n_events || !wh_list_empty(&epoll->engine.todo) || can_receive(epoll);
 }
 
+static void start(struct wh_engine *engine) { engine->enabled = true; }
+
 static int turn(struct wh_engine *engine, int64_t timeout_ns)
 {
 	struct wh_epoll *epoll = wh_epoll_of(engine);
 	uint32_t n_before = engine->n_events, n_sent;
 
-	if (wh_unlikely(engine->broken))
+	if (wh_unlikely(wh_engine_start(engine)))
 		return engine->broken;
-	engine->enabled = true;
 	n_sent = wh_epoll_flush(epoll);
 	/*
 	 * Whoever would wait, and has nothing but what was sent just now, is told of that first: the next turn waits,
@@ -120,7 +121,7 @@ static int turn(struct wh_engine *engine, int64_t timeout_ns)
 
 static int submit(struct wh_engine *engine)
 {
-	/* As with a ring, which belongs to the thread that takes the first turn: until then everything waits. */
+	/* As with a ring, which belongs to the thread that starts it: until then everything waits. */
 	if (engine->enabled && !engine->broken)
 		wh_epoll_flush(wh_epoll_of(engine));
 	return engine->broken;
@@ -166,6 +167,7 @@ static void describe(const struct wh_engine *engine, struct wh_stats_loop *stats
 
 static const struct wh_engine_ops ops = {
 	.close = close_all,
+	.start = start,
 	.turn = turn,
 	.submit = submit,
 	.busy = busy,

@@ -201,9 +201,7 @@ int wh_uring_turn(struct wh_engine *engine, int64_t timeout_ns)
 {
 	struct wh_uring *uring = wh_uring_of(engine);
 
-	if (!engine->enabled && !engine->broken)
-		wh_uring_enable(uring);
-	if (wh_unlikely(engine->broken))
+	if (wh_unlikely(wh_engine_start(engine)))
 		return give_up(uring);
 	wh_uring_harvest(uring); /* what came along with submissions decides whether there is a reason to wait */
 	flush(uring);
@@ -225,7 +223,7 @@ int wh_uring_submit(struct wh_engine *engine)
 {
 	struct wh_uring *uring = wh_uring_of(engine);
 
-	/* The ring belongs to the thread that takes the first turn: until then everything waits. */
+	/* The ring belongs to the thread that starts it: until then everything waits. */
 	if (!engine->enabled && !engine->broken)
 		return 0;
 	if (!engine->broken) {

@@ -39,7 +39,7 @@ struct wh_uring {
 	int enter_fd;
 	uint32_t rung;
 	bool multishot;            /* recvmsg takes buffers by itself; else they are taken from spare, after a poll */
-	pthread_t owner;           /* who took the first turn */
+	pthread_t owner;           /* who started it */
 	struct wh_list unfed;      /* links that want to receive, but there was no buffer: before the others that starve */
 	struct wh_list starved;    /* the same, but they have got some frames before */
 	uint32_t ration;           /* how many of them try again at once */
@@ -112,13 +112,12 @@ static inline uint32_t wh_uring_cancels_due(const struct wh_link *link)
 int wh_uring_enter(struct wh_uring *uring, int64_t timeout_ns, bool get_events);
 /* NULL: the queue is full, and the kernel does not take it now. */
 struct io_uring_sqe *wh_uring_sqe(struct wh_uring *uring);
-/* Binds the ring to this thread. 0 or negative: broken. */
-int wh_uring_enable(struct wh_uring *uring);
 /* Takes all completions there are. */
 void wh_uring_harvest(struct wh_uring *uring);
 
 /* Behind wh_engine_ops. */
 void wh_uring_close(struct wh_engine *engine);
+void wh_uring_start(struct wh_engine *engine);
 int wh_uring_turn(struct wh_engine *engine, int64_t timeout_ns);
 int wh_uring_submit(struct wh_engine *engine);
 bool wh_uring_busy(const struct wh_engine *engine);

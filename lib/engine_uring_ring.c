@@ -146,6 +146,7 @@ static void describe(const struct wh_engine *engine, struct wh_stats_loop *stats
 
 static const struct wh_engine_ops ops = {
 	.close = wh_uring_close,
+	.start = wh_uring_start,
 	.turn = wh_uring_turn,
 	.submit = wh_uring_submit,
 	.busy = wh_uring_busy,
@@ -250,17 +251,20 @@ static void unregister_ring_fd(struct wh_uring *uring)
 		io_uring_register((unsigned)uring->ring.ring_fd, IORING_UNREGISTER_RING_FDS, &update, 1);
 }
 
-int wh_uring_enable(struct wh_uring *uring)
+void wh_uring_start(struct wh_engine *engine)
 {
+	struct wh_uring *uring = wh_uring_of(engine);
+
 	/* Debian's liburing 2.3 declares io_uring_enable_rings, but does not export it. */
 	int r = io_uring_register((unsigned)uring->ring.ring_fd, IORING_REGISTER_ENABLE_RINGS, NULL, 0);
 
-	if (r < 0)
-		return uring->engine.broken = r;
+	if (r < 0) {
+		engine->broken = r;
+		return;
+	}
 	uring->owner = pthread_self();
-	uring->engine.enabled = true;
+	engine->enabled = true;
 	register_ring_fd(uring);
-	return 0;
 }
 
 int wh_uring_enter(struct wh_uring *uring, int64_t timeout_ns, bool get_events)

@@ -416,12 +416,9 @@ static int turn(struct wharf_loop *loop, int64_t timeout_ns)
 	return budget < 0 || work_waits(loop) || !wh_list_empty(&loop->dirty);
 }
 
-static int step(struct wharf_loop *loop, int64_t timeout_ns)
+/* The first step or flush makes it this thread's. */
+static void enter(struct wharf_loop *loop)
 {
-	int more;
-
-	if (loop->broken)
-		return loop->broken;
 	if (!atomic_load_explicit(&loop->owned, memory_order_relaxed)) {
 		loop->thread = pthread_self();
 		wh_ledger_own(loop);
@@ -429,10 +426,20 @@ static int step(struct wharf_loop *loop, int64_t timeout_ns)
 	}
 	wh_current_loop = loop;
 	loop->in_step = true;
+	/* The fd was readable for what is done now. */
 	if (loop->embedded) {
 		wh_engine_rouse(loop->engine);
 		loop->roused = false;
 	}
+}
+
+static int step(struct wharf_loop *loop, int64_t timeout_ns)
+{
+	int more;
+
+	if (loop->broken)
+		return loop->broken;
+	enter(loop);
 	more = turn(loop, timeout_ns);
 	loop->in_step = false;
 	return more;
@@ -519,12 +526,8 @@ int wharf_loop_flush(wharf_loop *loop)
 		error = wh_engine_submit(loop->engine);
 		return error < 0 ? broken(loop, error) : 0;
 	}
-	/* The fd was readable for what leaves now. */
-	if (loop->embedded) {
-		wh_engine_rouse(loop->engine);
-		loop->roused = false;
-	}
-	loop->in_step = true;
+	enter(loop);
+	wh_engine_start(loop->engine);
 	flush_dirty(loop);
 	loop->in_step = false;
 	return leave(loop, work_waits(loop));

@@ -44,7 +44,7 @@ struct wharf_loop {
 	_Atomic uint32_t refs;
 	_Atomic bool stopped;
 	_Atomic bool freed;
-	_Atomic bool owned;         /* `thread` is set: the loop was stepped */
+	_Atomic bool owned;         /* `thread` is set: the loop was stepped or flushed */
 	bool in_step;
 	bool embedded;              /* wharf_loop_fd was asked for */
 	bool roused;                /* the fd was made readable for what happened outside a step */

@@ -123,6 +123,47 @@ Test(loop_host, a_flush_sends_what_would_wait_for_the_next_step)
 	apart_free(&q);
 }
 
+static void *step_elsewhere(void *loop) { return (void *)(intptr_t)wharf_loop_step(loop, 0); }
+
+/* Of a loop that was never stepped: the hello leaves, and what was queued behind it follows on the peer's. */
+static void flush_first(bool embedded)
+{
+	pthread_t thread;
+	void *error;
+
+	apart_half(&q, NULL, NULL);
+	cr_assert_eq(wharf_loop_new(NULL, &q.loop_b), 0);
+	apart_end(q.loop_b, q.fds[1], &q.b, NULL);
+	cr_assert(!embedded || wharf_loop_fd(q.loop_a) >= 0);
+	cr_assert_eq(wharf_send_bytes(q.a.port, 1, "x", 1), 0);
+	cr_assert_eq(wharf_loop_wake(q.loop_a), 0);
+	cr_assert_eq(wharf_loop_flush(q.loop_a), 0);
+	settle(q.loop_b);
+	cr_assert_eq(q.b.n_open, 1, "the hello left");
+	cr_assert_eq(q.a.n_open, 0, "without callbacks");
+	cr_assert_eq(pthread_create(&thread, NULL, step_elsewhere, q.loop_a), 0);
+	cr_assert_eq(pthread_join(thread, &error), 0);
+	cr_assert_eq((intptr_t)error, -EPERM, "the loop is this thread's");
+	apart_settle(&q);
+	cr_assert_eq(q.b.n_messages, 1);
+	apart_free(&q);
+}
+
+Test(loop_host, a_flush_before_the_first_step_sends)
+{
+	flush_first(false);
+	flush_first(true);
+}
+
+Test(loop_host, a_flush_before_the_first_step_leaves_a_wake_to_it)
+{
+	cr_assert_eq(wharf_loop_new(NULL, &q.loop_a), 0);
+	cr_assert_eq(wharf_loop_wake(q.loop_a), 0);
+	cr_assert_eq(wharf_loop_flush(q.loop_a), 0);
+	cr_assert_eq(wharf_loop_step(q.loop_a, -1), 0, "or it never returns");
+	wharf_loop_free(q.loop_a);
+}
+
 Test(loop_host, after_a_flush_its_fd_hears_the_answer)
 {
 	int fd;
