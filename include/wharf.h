@@ -255,8 +255,9 @@ WHARF_API wharf_pool *wharf_pool_ref(wharf_pool *pool);
 WHARF_API wharf_pool *wharf_pool_unref(wharf_pool *pool); /* takes NULL, returns NULL */
 
 /*
- * Reserves memory now, so that `total_bytes` of buffers of buf_bytes each can be claimed without growing. flags:
- * WHARF_PREFAULT. 0; -ENOMEM; -EMFILE; -EMSGSIZE: beyond bytes_max.
+ * Reserves memory now, so that `total_bytes` of buffers of buf_bytes each can be claimed without growing. On the loop's
+ * thread of a private pool, once that was stepped, they can be sent, too, without making anything that has a descriptor.
+ * flags: WHARF_PREFAULT. 0; -ENOMEM; -EMFILE; -EMSGSIZE: beyond bytes_max.
  */
 WHARF_API WHARF_CHECK int wharf_pool_reserve(wharf_pool *pool, size_t buf_bytes, size_t total_bytes, uint32_t flags);
 
@@ -970,6 +971,14 @@ WHARF_API WHARF_CHECK int wharf_spawn(wharf_loop *loop, const struct wharf_spawn
 /*
  * In the program started: opens the end it was given (WHARF_FD is its number, in decimal, and leaves the environment).
  * 0; as wharf_open; -ENOENT: started by something else; -EALREADY: done before.
+ *
+ * A process that makes no more loops, pools and ports may lock itself in (seccomp) once its peers have said hello. These
+ * system calls are left, and those of malloc and of exit:
+ *   io_uring_enter; or over epoll epoll_wait, epoll_pwait2, epoll_ctl, timerfd_settime, sendmsg, recvmsg, recvmmsg
+ *   shutdown, close, clock_gettime where it is one; futex, write and read: other threads, and wharf_loop_fd
+ *   fcntl, fstat (newfstatat), fstatfs, ioctl, mmap, madvise, munmap: the peer's memory, descriptors in messages
+ *   memfd_create, ftruncate, fallocate: memory to lend, but for what wharf_pool_reserve has made
+ * A filter does not see what a ring does for the process: take its rights as well.
  */
 WHARF_API WHARF_CHECK int wharf_port_inherit(wharf_loop *loop, const struct wharf_port_options *options,
 	wharf_port **ret_port);

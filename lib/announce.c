@@ -40,27 +40,52 @@ uint64_t wh_lease_slot_bytes(const struct wh_lease *lease, uint16_t slot)
 	return (uint64_t)s->n_chunks << wh_class_shift(s->class);
 }
 
+/* Under the lock. */
+static int make_map(struct wh_full_lease *lease, unsigned slot)
+{
+	struct wh_lease_slot *ls = &lease->slots[slot];
+	int error;
+
+	if (ls->map)
+		return 0;
+	error = wh_release_map_open(lease->pool->name, slot, WH_SLOT_WORDS, &ls->map, &ls->release_fd);
+	if (error)
+		return error;
+	lease->open_fds++;
+	/* Somebody waits already, and has marked the maps that there were. */
+	if (wh_pool_wanted(lease->pool) || lease->watched)
+		atomic_store_explicit(&ls->map->wanted, 1, memory_order_relaxed);
+	return 0;
+}
+
+int wh_lease_prepare(struct wh_full_lease *lease, unsigned class)
+{
+	struct wharf_pool *pool = lease->pool;
+	int error = 0;
+
+	for (unsigned i = 0; i < pool->n_slots && !error; i++) {
+		if (wh_slot_state(pool->slots[i]) != WH_SLOT_LIVE || pool->slots[i]->class != class)
+			continue;
+		error = wh_lease_make_lent(lease, i);
+		if (!error)
+			error = make_map(lease, i);
+	}
+	return error;
+}
+
 int wh_lease_announcement(struct wh_lease *hot, uint16_t slot, struct wh_announcement *ret_announcement)
 {
 	struct wh_full_lease *lease = wh_full(hot);
 	struct wharf_pool *pool = lease->pool;
 	struct wh_lease_slot *ls = wh_lease_slot(lease, slot);
 	struct wh_slot *s;
-	int error = 0;
+	int error;
 
 	if (!wh_lease_slot_has(lease, slot, WH_SLOT_USED))
 		return -EPROTO;
 	s = pool->slots[slot];
 	wh_pool_lock(pool);
-	if (!ls->map) {
-		error = wh_release_map_open(pool->name, slot, WH_SLOT_WORDS, &ls->map, &ls->release_fd);
-		if (!error) {
-			lease->open_fds++;
-			/* Somebody waits already, and has marked the maps that there were. */
-			if (wh_pool_wanted(pool) || lease->watched)
-				atomic_store_explicit(&ls->map->wanted, 1, memory_order_relaxed);
-		}
-	}
+	error = make_map(lease, slot);
 	if (!error && (ls->release_fd < 0 || s->segment.fd < 0))
 		error = -EPROTO;
 	if (!error) {

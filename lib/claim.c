@@ -296,8 +296,7 @@ static void lap_over(struct wharf_pool *pool, struct wh_class *c)
 	wh_pool_unlock(pool);
 }
 
-/* On the loop's thread: others look at it under the lock only. */
-static bool make_local(struct wharf_pool *pool)
+bool wh_pool_make_local(struct wharf_pool *pool)
 {
 	void *local;
 
@@ -435,7 +434,7 @@ int wh_pool_claim(struct wharf_pool *pool, unsigned class, unsigned n, bool quie
 	struct wh_full_lease *lease = local ? pool->local_lease : NULL;
 	int error;
 
-	if (class < WH_CLASS_LOCAL && wh_pool_fast(pool) && make_local(pool)) {
+	if (class < WH_CLASS_LOCAL && wh_pool_fast(pool) && wh_pool_make_local(pool)) {
 		struct wh_local *word = &pool->local[class];
 		if (wh_run_starts(atomic_load_explicit(&word->bits, memory_order_relaxed), n) ||
 		    refill(pool, class, n)) {

@@ -349,7 +349,7 @@ static int grow_table(struct wh_full_lease *lease, unsigned slot)
 	return 0;
 }
 
-static int make_lent(struct wh_full_lease *lease, unsigned slot)
+int wh_lease_make_lent(struct wh_full_lease *lease, unsigned slot)
 {
 	void *lent;
 
@@ -373,7 +373,7 @@ static int use_slot(struct wh_full_lease *lease, unsigned slot)
 	int error;
 
 	wh_pool_lock(pool);
-	error = make_lent(lease, slot);
+	error = wh_lease_make_lent(lease, slot);
 	if (!error)
 		wh_lease_slot_set(lease, slot, WH_SLOT_USED);
 	wh_pool_unlock(pool);

@@ -362,6 +362,7 @@ int wharf_pool_reserve(wharf_pool *pool, size_t buf_bytes, size_t total_bytes, u
 {
 	unsigned class, n, slot;
 	uint64_t wanted, have;
+	bool local;
 	int error = 0;
 
 	if (wh_forked())
@@ -374,7 +375,8 @@ int wharf_pool_reserve(wharf_pool *pool, size_t buf_bytes, size_t total_bytes, u
 	if (wanted > (pool->bytes_max >> wh_class_shift(class)) / n)
 		return -EMSGSIZE;
 	wh_pool_lock(pool);
-	if (wh_pool_local(pool))
+	local = wh_pool_local(pool);
+	if (local)
 		wh_pool_give_back(pool);
 	wh_pool_harvest(pool);
 	error = wh_pool_make_tables(pool);
@@ -384,8 +386,15 @@ int wharf_pool_reserve(wharf_pool *pool, size_t buf_bytes, size_t total_bytes, u
 		if (error == -EAGAIN && wh_pool_make_room(pool, class, n, true))
 			error = 0;
 	}
+	if (error == -EAGAIN)
+		error = -EMSGSIZE;
+	/* A lease's tables are its thread's. Those of a shared pool may be a thousand. */
+	if (!error && local)
+		error = wh_lease_prepare(pool->local_lease, class);
 	wh_pool_unlock(pool);
-	return error == -EAGAIN ? -EMSGSIZE : error;
+	if (!error && local && class < WH_CLASS_LOCAL && !wh_pool_make_local(pool))
+		error = -ENOMEM;
+	return error;
 }
 
 int wharf_pool_info(wharf_pool *pool, struct wharf_pool_info *ret_info)

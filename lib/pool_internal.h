@@ -369,6 +369,8 @@ int wh_pool_claim(struct wharf_pool *pool, unsigned class, unsigned n, bool quie
  */
 int wh_pool_claim_locked(struct wharf_pool *pool, unsigned class, unsigned n, bool looked, uint64_t *ret_place);
 bool wh_pool_has_run(const struct wharf_pool *pool, unsigned class, unsigned n);
+/* The loop's thread: others look at the private words under the lock only. False: no memory. */
+bool wh_pool_make_local(struct wharf_pool *pool);
 bool wh_pool_local_idle(const struct wharf_pool *pool); /* the loop has no free chunks in private words */
 void wh_pool_give_back(struct wharf_pool *pool);        /* loop's thread, under the lock: all private words */
 /* Under the lock, now and then: shrinks the windows of classes gone quiet. */
@@ -379,6 +381,8 @@ uint32_t wh_class_next(const struct wharf_pool *pool, const struct wh_class *cla
 
 /* ---- announce.c ---- */
 
+/* The port's thread, under the lock: all that lending of a class will need, as far as the class has segments. */
+int wh_lease_prepare(struct wh_full_lease *lease, unsigned class);
 /* Under the lock: descriptors of slots that the peer has mapped. */
 void wh_lease_close_fds(struct wh_full_lease *lease);
 void wh_lease_slot_set(struct wh_full_lease *lease, unsigned slot, unsigned flags);   /* of a slot that it uses */
@@ -387,6 +391,7 @@ void wh_lease_slot_clear(struct wh_full_lease *lease, unsigned slot, unsigned fl
 /* ---- lease.c ---- */
 
 void wh_lease_poison(struct wh_full_lease *lease);
+int wh_lease_make_lent(struct wh_full_lease *lease, unsigned slot); /* its thread, under the lock. 0; -ENOMEM */
 void wh_lease_forget_slot(struct wh_full_lease *lease, unsigned slot);
 
 /* ---- harvest.c ---- */

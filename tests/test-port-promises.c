@@ -187,6 +187,30 @@ Test(port_promises, what_the_peer_maps_bounds_a_private_pool)
 	pair_free(&p);
 }
 
+Test(port_promises, what_is_reserved_for_an_open_port_is_lent_without_new_files)
+{
+	static const size_t sizes[] = { 100, 5000, MIB };
+	struct harness_snapshot before;
+	const char *leak;
+
+	for (size_t i = 0; i < sizeof(sizes) / sizeof(*sizes); i++) {
+		int peer = pair_open_half(&p, NULL);
+		cr_assert(raw_say_hello(peer, NULL));
+		settle(p.loop);
+		cr_assert_eq(p.a.n_open, 1);
+		cr_assert_eq(wharf_pool_reserve(wharf_port_pool(p.a.port), sizes[i], 5 * sizes[i], WHARF_PREFAULT), 0);
+		harness_snapshot_take(&before);
+		for (unsigned k = 0; k < 5; k++)
+			send_claimed(p.a.port, wharf_port_pool(p.a.port), sizes[i], 1);
+		settle(p.loop);
+		leak = harness_snapshot_diff(&before);
+		cr_assert(!leak, "of %zu: %s", sizes[i], leak);
+		cr_assert_eq(stats_of(p.a.port).tx_messages, 5);
+		close(peer);
+		pair_free(&p);
+	}
+}
+
 Test(port_promises, a_segment_that_the_peer_does_not_map_is_refused_to_the_sender)
 {
 	wharf_pool *pool = shared_pool(64 * MIB);

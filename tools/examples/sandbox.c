@@ -78,7 +78,8 @@ enum { NATIVE_ARCH = AUDIT_ARCH_AARCH64 };
 #endif
 
 /*
- * What a process needs whose ports are open, by `strace -f example-sandbox`; everything else kills it.
+ * What a process needs whose ports are open, and whose pool has the memory that it lends: see wharf_port_inherit.
+ * Everything else kills it.
  *
  * A filter does not see what io_uring does for the process: whoever takes this one over could have the ring open files
  * and connect sockets with the rights that the process has. So take those as well, with what looks at the deed and not
@@ -94,9 +95,7 @@ static const uint32_t allowed[] = {
 	SYS_clock_gettime,   /* where it is a system call */
 	SYS_shutdown,        /* the end of a port */
 	/* the peer's memory comes and goes: a look at its seals, kind and size before it is mapped */
-	SYS_fcntl, SYS_fstatfs, SYS_fstat, SYS_newfstatat, SYS_mmap, SYS_munmap, SYS_close,
-	/* memory to lend to the peer: a pool grows, and each segment gets its release map when it is first used */
-	SYS_memfd_create, SYS_ftruncate, SYS_fallocate, SYS_madvise,
+	SYS_fcntl, SYS_fstatfs, SYS_fstat, SYS_newfstatat, SYS_mmap, SYS_madvise, SYS_munmap, SYS_close,
 	SYS_brk, SYS_mremap, /* malloc */
 	SYS_exit_group,
 	SYS_sigaltstack,     /* AddressSanitizer, on the way there */
@@ -227,6 +226,10 @@ static int child_main(const char *mode)
 		e = wharf_port_pause(port);
 	while (e >= 0 && !wharf_port_peer(port))
 		e = wharf_loop_step(loop, -1);
+	/* And what its answer lies in: to make memory that can be lent takes more than to lend it. */
+	if (e >= 0)
+		e = wharf_pool_reserve(wharf_port_pool(port), sizeof(struct result), sizeof(struct result),
+			WHARF_PREFAULT);
 	if (e >= 0 && is(&child, "honest"))
 		e = lock_in();
 	if (e >= 0)
