@@ -3,65 +3,21 @@
  * Calls between two loops in two threads, both ways at once: cancelled, timed out, refused, delegated, their messages
  * released by a third thread, until each has had its one end. For ThreadSanitizer; seeded, but threads are not repeatable.
  */
-#include <inttypes.h>
-#include <pthread.h>
-#include <stdatomic.h>
-#include <stdbool.h>
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
-#include "wharf.h"
+#include "stress.h"
 
-enum { IN_FLIGHT = 200, TAKEN = 256 };
+enum { IN_FLIGHT = 200 };
 
-static uint64_t seed = 0x63616c6c;
 static unsigned n_calls_each = 20000;
-static atomic_bool done;
 static atomic_ullong n_begun, n_ended, n_answered, n_cancelled, n_late, n_delegated, n_wrong;
 
-static uint64_t next_random(uint64_t *state)
-{
-	uint64_t z = *state += 0x9e3779b97f4a7c15u;
-
-	z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
-	z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
-	return z ^ (z >> 31);
-}
-
 /* ---- Messages that are released elsewhere ---- */
-
-static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
-static struct wharf_msg *taken[TAKEN];
-
-static void hand_over(const struct wharf_msg *msg, unsigned at)
-{
-	struct wharf_msg *m = wharf_msg_take(msg), *old;
-
-	pthread_mutex_lock(&lock);
-	old = taken[at];
-	taken[at] = m;
-	pthread_mutex_unlock(&lock);
-	wharf_msg_release(old);
-}
-
-static void release_all(void)
-{
-	struct wharf_msg *m;
-
-	for (unsigned i = 0; i < TAKEN; i++) {
-		pthread_mutex_lock(&lock);
-		m = taken[i];
-		taken[i] = NULL;
-		pthread_mutex_unlock(&lock);
-		wharf_msg_release(m);
-	}
-}
 
 static void *release(void *arg)
 {
 	while (!atomic_load(&done))
-		release_all();
+		release_taken();
 	return arg;
 }
 
@@ -98,7 +54,7 @@ static void on_reply(wharf_port *port, wharf_call_id id, const struct wharf_msg 
 	call->n_replies++;
 	atomic_fetch_add(&n_wrong, call->cancelled || call->id != id || call->n_ended);
 	if (below(side, 4) == 0)
-		hand_over(msg, (unsigned)below(side, TAKEN));
+		take_for_others(msg, &side->random);
 	if (below(side, 20) == 0 && wharf_call_cancel(port, id) == 0)
 		call->cancelled = true;
 }
@@ -201,7 +157,7 @@ static void on_message(wharf_port *port, const struct wharf_msg *msg, void *user
 	wharf_call_id id;
 
 	if (below(side, 4) == 0)
-		hand_over(msg, (unsigned)below(side, TAKEN));
+		take_for_others(msg, &side->random);
 	if (msg->flags & WHARF_MSG_DELEGATED) {
 		int fd = wharf_msg_take_fd(msg, 0);
 		if (fd >= 0 && wharf_open(side->loop, fd, WHARF_OPT(port, .ops = &adopter_ops), &answers) == 0) {
@@ -265,9 +221,7 @@ int main(int argc, char **argv)
 
 	if (argc > 1)
 		n_calls_each = (unsigned)strtoul(argv[1], NULL, 0);
-	if (getenv("WHARF_TEST_SEED"))
-		seed = strtoull(getenv("WHARF_TEST_SEED"), NULL, 0);
-	fprintf(stderr, "seed: WHARF_TEST_SEED=0x%" PRIx64 "\n", seed);
+	seed_begin(NULL, 0x63616c6c);
 	if (wharf_pair(fds) < 0)
 		return 1;
 	pthread_create(&threads[2], NULL, release, NULL);
@@ -280,7 +234,7 @@ int main(int argc, char **argv)
 	pthread_join(threads[1], NULL);
 	atomic_store(&done, true);
 	pthread_join(threads[2], NULL);
-	release_all();
+	release_taken();
 	fprintf(stderr, "%llu calls, %llu answered, %llu cancelled, %llu late, %llu delegated; %llu wrong\n", n_begun,
 		n_answered, n_cancelled, n_late, n_delegated, n_wrong);
 	good = n_begun && n_begun == n_ended && n_answered && n_cancelled && n_delegated && !n_wrong;

@@ -4,34 +4,16 @@
  * abandons, releases of messages taken elsewhere, references to ports and loops, wakes and stops, loops that are freed
  * and made anew. For ThreadSanitizer; seeded, but threads are not repeatable.
  */
-#include <inttypes.h>
-#include <pthread.h>
-#include <stdatomic.h>
-#include <stdbool.h>
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <time.h>
 #include <unistd.h>
 
-#include "wharf.h"
+#include "stress.h"
 
 enum { LOOPS = 3, CLAIMERS = 2, RELEASERS = 2, WAKERS = 2, THREADS = LOOPS + CLAIMERS + RELEASERS + WAKERS };
-enum { PORTS = 6, MAILBOX = 64, TAKEN = 256 };
+enum { PORTS = 6 };
 
-static uint64_t seed;
-static atomic_bool done;
-static atomic_ullong n_opened, n_closed, n_taken, n_released, n_sent, n_received, n_wakes, n_loops, n_wrong, n_seen;
-
-static uint64_t next_random(uint64_t *state)
-{
-	uint64_t z = *state += 0x9e3779b97f4a7c15u;
-
-	z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
-	z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
-	return z ^ (z >> 31);
-}
-static bool chance(uint64_t *state, unsigned in) { return next_random(state) % in == 0; }
+static atomic_ullong n_opened, n_closed, n_sent, n_received, n_wakes, n_loops, n_wrong, n_seen;
 
 /* ---- What threads hand each other ---- */
 
@@ -40,32 +22,8 @@ static wharf_loop *loops[LOOPS];       /* with a reference of this table */
 static wharf_port *ports[LOOPS][PORTS]; /* the same */
 static wharf_pool *pools[LOOPS][PORTS];
 static wharf_pool *shared;
-static int mailbox[LOOPS][MAILBOX];    /* ends to be opened */
-static unsigned n_mail[LOOPS];
+static struct mailbox boxes[LOOPS];
 static struct wharf_buf ready[LOOPS][PORTS]; /* claimed elsewhere, to be sent */
-static struct wharf_msg *taken[TAKEN];
-
-static bool post(unsigned to, int fd)
-{
-	bool fits;
-
-	pthread_mutex_lock(&lock);
-	fits = n_mail[to] < MAILBOX;
-	if (fits)
-		mailbox[to][n_mail[to]++] = fd;
-	pthread_mutex_unlock(&lock);
-	return fits;
-}
-
-static int collect(unsigned who)
-{
-	int fd;
-
-	pthread_mutex_lock(&lock);
-	fd = n_mail[who] ? mailbox[who][--n_mail[who]] : -1;
-	pthread_mutex_unlock(&lock);
-	return fd;
-}
 
 /* ---- Loops ---- */
 
@@ -83,18 +41,8 @@ static void on_message(wharf_port *port, const struct wharf_msg *msg, void *user
 	uint64_t *random = &slot->worker->random;
 
 	atomic_fetch_add(&n_received, 1);
-	if (chance(random, 2)) {
-		struct wharf_msg **place = &taken[next_random(random) % TAKEN], *m = wharf_msg_take(msg), *old;
-		if (!m)
-			return;
-		atomic_fetch_add(&n_taken, 1);
-		pthread_mutex_lock(&lock);
-		old = *place;
-		*place = m;
-		pthread_mutex_unlock(&lock);
-		atomic_fetch_add(&n_released, !!old);
-		wharf_msg_release(old);
-	}
+	if (chance(random, 2))
+		take_for_others(msg, random);
 	if (chance(random, 5000))
 		(void)!wharf_port_abort(port, 1);
 	else if (chance(random, 5000))
@@ -205,12 +153,12 @@ static void *run_loop(void *arg)
 	while (!atomic_load(&done)) {
 		new_loop(&w);
 		for (unsigned i = 0; i < 500 && !atomic_load(&done); i++) {
-			int fds[2], fd = collect(w.index);
+			int fds[2], fd = collect(&boxes[w.index]);
 			if (fd >= 0)
 				open_end(&w, fd);
 			if (w.n_open < PORTS && chance(&w.random, 20) && !wharf_pair(fds)) {
 				open_end(&w, fds[0]);
-				if (!post((unsigned)(next_random(&w.random) % LOOPS), fds[1]))
+				if (!mail(&boxes[next_random(&w.random) % LOOPS], fds[1]))
 					close(fds[1]);
 			}
 			send_some(&w);
@@ -221,7 +169,7 @@ static void *run_loop(void *arg)
 		}
 		free_loop(&w);
 	}
-	for (int fd; (fd = collect(w.index)) >= 0; )
+	for (int fd; (fd = collect(&boxes[w.index])) >= 0; )
 		close(fd);
 	return NULL;
 }
@@ -265,13 +213,8 @@ static void *release(void *arg)
 	uint64_t random = seed + 200 + (uintptr_t)arg;
 
 	while (!atomic_load(&done)) {
-		struct wharf_msg *m, *again;
-		unsigned at = (unsigned)(next_random(&random) % TAKEN);
+		struct wharf_msg *m = find_taken(&random), *again;
 
-		pthread_mutex_lock(&lock);
-		m = taken[at];
-		taken[at] = NULL;
-		pthread_mutex_unlock(&lock);
 		if (!m)
 			continue;
 		again = wharf_msg_ref(m);
@@ -279,7 +222,6 @@ static void *release(void *arg)
 		atomic_fetch_add(&n_seen, m->size && *(const unsigned char *)m->slices[0].data);
 		wharf_msg_release(m);
 		wharf_msg_release(again);
-		atomic_fetch_add(&n_released, 1);
 	}
 	return NULL;
 }
@@ -313,15 +255,12 @@ static void *wake(void *arg)
 
 int main(int argc, char **argv)
 {
-	const char *given = argc > 1 ? argv[1] : getenv("WHARF_TEST_SEED");
 	static void *(*const what[THREADS])(void *) = { run_loop, run_loop, run_loop, claim, claim, release, release,
 		wake, wake };
 	struct wharf_pool_info info;
 	pthread_t threads[THREADS];
-	unsigned n_failed = 0;
 
-	seed = given ? strtoull(given, NULL, 0) : 0x7374726573;
-	printf("seed: 0x%" PRIx64 "\n", seed);
+	seed_begin(argc > 1 ? argv[1] : NULL, 0x7374726573);
 	if (wharf_pool_new(WHARF_OPT(pool, .bytes_max = 8 << 20, .shared = 1), &shared))
 		abort();
 	for (uintptr_t i = 0; i < THREADS; i++)
@@ -340,17 +279,14 @@ int main(int argc, char **argv)
 	}
 	for (unsigned i = 0; i < THREADS; i++)
 		pthread_join(threads[i], NULL);
-	for (unsigned i = 0; i < TAKEN; i++) {
-		atomic_fetch_add(&n_released, !!taken[i]);
-		wharf_msg_release(taken[i]);
-	}
+	release_taken();
 	WHARF_INIT(&info);
 	if (wharf_pool_info(shared, &info))
 		abort();
 	wharf_pool_unref(shared);
 	printf("%llu loops, %llu ports, %llu messages of %llu sent, %llu taken, %llu bytes seen, %llu wakes\n",
 		n_loops, n_opened, n_received, n_sent, n_taken, n_seen, n_wakes);
-	const struct { const char *what; bool holds; } checks[] = {
+	const struct outcome checks[] = {
 		{ "each port closed once", n_opened == n_closed },
 		{ "each message taken was released", n_taken == n_released },
 		{ "nobody broke the protocol", !n_wrong },
@@ -358,11 +294,5 @@ int main(int argc, char **argv)
 		{ "nothing of the shared pool is lent", !info.bytes_lent },
 		{ "nothing of the shared pool is claimed", info.bytes_free == info.bytes },
 	};
-	for (size_t i = 0; i < sizeof(checks) / sizeof(*checks); i++)
-		if (!checks[i].holds) {
-			printf("not so: %s\n", checks[i].what);
-			n_failed++;
-		}
-	printf("%zu passed, %u failed, 0 skipped\n", sizeof(checks) / sizeof(*checks) - n_failed, n_failed);
-	return n_failed ? 1 : 0;
+	return report(checks, sizeof(checks) / sizeof(*checks));
 }

@@ -7,36 +7,18 @@
  */
 #include <errno.h>
 #include <fcntl.h>
-#include <inttypes.h>
-#include <pthread.h>
 #include <sched.h>
-#include <stdatomic.h>
-#include <stdbool.h>
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
-#include "wharf.h"
+#include "stress.h"
 
 enum { LOOPS = 3, POSTERS = 8, RELEASERS = 2, THREADS = LOOPS + POSTERS + RELEASERS };
-enum { PORTS = 4, MAILBOX = 64, TAKEN = 128 };
+enum { PORTS = 4 };
 
-static uint64_t seed;
-static atomic_bool done;
 static int null_fd;
 static atomic_ullong n_opened, n_closed, n_loops, n_posted, n_again, n_late, n_piped, n_received, n_wrong, n_unsent;
-static atomic_ullong n_references, n_done, n_taken, n_released;
-
-static uint64_t next_random(uint64_t *state)
-{
-	uint64_t z = *state += 0x9e3779b97f4a7c15u;
-
-	z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
-	z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
-	return z ^ (z >> 31);
-}
-static bool chance(uint64_t *state, unsigned in) { return next_random(state) % in == 0; }
+static atomic_ullong n_references, n_done;
 
 /* ---- What threads hand each other ---- */
 
@@ -54,31 +36,7 @@ static struct entry {
 	struct life *life;
 } table[LOOPS][PORTS];
 static wharf_pool *shared;
-static int mailbox[LOOPS][MAILBOX]; /* ends to be opened */
-static unsigned n_mail[LOOPS];
-static struct wharf_msg *taken[TAKEN];
-
-static bool mail(unsigned to, int fd)
-{
-	bool fits;
-
-	pthread_mutex_lock(&lock);
-	fits = n_mail[to] < MAILBOX;
-	if (fits)
-		mailbox[to][n_mail[to]++] = fd;
-	pthread_mutex_unlock(&lock);
-	return fits;
-}
-
-static int collect(unsigned who)
-{
-	int fd;
-
-	pthread_mutex_lock(&lock);
-	fd = n_mail[who] ? mailbox[who][--n_mail[who]] : -1;
-	pthread_mutex_unlock(&lock);
-	return fd;
-}
+static struct mailbox boxes[LOOPS];
 
 /* ---- Loops ---- */
 
@@ -101,21 +59,6 @@ struct worker {
 enum { NUMBER_BITS = 24 };
 #define IS_PRIVATE (UINT32_C(1) << 31)
 
-static void keep_for_others(const struct wharf_msg *msg, uint64_t *random)
-{
-	struct wharf_msg **place = &taken[next_random(random) % TAKEN], *m = wharf_msg_take(msg), *old;
-
-	if (!m)
-		return;
-	atomic_fetch_add(&n_taken, 1);
-	pthread_mutex_lock(&lock);
-	old = *place;
-	*place = m;
-	pthread_mutex_unlock(&lock);
-	atomic_fetch_add(&n_released, !!old);
-	wharf_msg_release(old);
-}
-
 static void on_message(wharf_port *port, const struct wharf_msg *msg, void *user)
 {
 	struct slot *slot = user;
@@ -130,7 +73,7 @@ static void on_message(wharf_port *port, const struct wharf_msg *msg, void *user
 	if (msg->type & IS_PRIVATE && word != msg->type)
 		atomic_fetch_add(&n_wrong, 1);
 	if (chance(random, 4))
-		keep_for_others(msg, random);
+		take_for_others(msg, random);
 	if (chance(random, 3000))
 		(void)!wharf_port_abort(port, 1);
 	else if (chance(random, 1000))
@@ -193,14 +136,14 @@ static void open_end(struct worker *w, int fd)
 
 static void open_some(struct worker *w)
 {
-	int fds[2], fd = collect(w->index);
+	int fds[2], fd = collect(&boxes[w->index]);
 
 	if (fd >= 0)
 		open_end(w, fd);
 	if (!chance(&w->random, 10) || wharf_pair(fds))
 		return;
 	open_end(w, fds[0]);
-	if (!mail((unsigned)(next_random(&w->random) % LOOPS), fds[1]))
+	if (!mail(&boxes[next_random(&w->random) % LOOPS], fds[1]))
 		close(fds[1]);
 }
 
@@ -222,7 +165,7 @@ static void *run_loop(void *arg)
 		}
 		wharf_loop_free(w.loop);
 	}
-	for (int fd; (fd = collect(w.index)) >= 0;)
+	for (int fd; (fd = collect(&boxes[w.index])) >= 0;)
 		close(fd);
 	return NULL;
 }
@@ -326,14 +269,8 @@ static void *release(void *arg)
 	uint64_t random = seed + 200 + (uintptr_t)arg;
 
 	while (!atomic_load(&done)) {
-		struct wharf_msg *m;
-		unsigned at = (unsigned)(next_random(&random) % TAKEN);
+		struct wharf_msg *m = find_taken(&random);
 
-		pthread_mutex_lock(&lock);
-		m = taken[at];
-		taken[at] = NULL;
-		pthread_mutex_unlock(&lock);
-		atomic_fetch_add(&n_released, !!m);
 		wharf_msg_release(m);
 		if (!m)
 			sched_yield();
@@ -363,20 +300,14 @@ static void run_all(void)
 
 int main(int argc, char **argv)
 {
-	const char *given = argc > 1 ? argv[1] : getenv("WHARF_TEST_SEED");
 	struct wharf_pool_info info;
-	unsigned n_failed = 0;
 
-	seed = given ? strtoull(given, NULL, 0) : 0x6d657373;
-	printf("seed: 0x%" PRIx64 "\n", seed);
+	seed_begin(argc > 1 ? argv[1] : NULL, 0x6d657373);
 	null_fd = open("/dev/null", O_RDWR | O_CLOEXEC);
 	if (null_fd < 0 || wharf_pool_new(WHARF_OPT(pool, .bytes_max = 4 << 20, .shared = 1), &shared))
 		abort();
 	run_all();
-	for (unsigned i = 0; i < TAKEN; i++) {
-		atomic_fetch_add(&n_released, !!taken[i]);
-		wharf_msg_release(taken[i]);
-	}
+	release_taken();
 	for (struct life *life = lives, *next; life; life = next) {
 		next = life->next;
 		free(life);
@@ -388,10 +319,7 @@ int main(int argc, char **argv)
 	printf("%llu loops, %llu ports, %llu posted, %llu received, %llu unsent; %llu again, %llu late, %llu too "
 	       "late\n",
 		n_loops, n_opened, n_posted, n_received, n_unsent, n_again, n_late, n_piped);
-	const struct {
-		const char *what;
-		bool holds;
-	} checks[] = {
+	const struct outcome checks[] = {
 		{ "each port closed once", n_opened == n_closed },
 		{ "each thread's posts arrived in order, and nobody broke the protocol", !n_wrong },
 		{ "nothing arrived that was not posted, or that was counted as unsent",
@@ -402,11 +330,5 @@ int main(int argc, char **argv)
 		{ "nothing of the shared pool is lent", !info.bytes_lent },
 		{ "nothing of the shared pool is claimed", info.bytes_free == info.bytes },
 	};
-	for (size_t i = 0; i < sizeof(checks) / sizeof(*checks); i++)
-		if (!checks[i].holds) {
-			printf("not so: %s\n", checks[i].what);
-			n_failed++;
-		}
-	printf("%zu passed, %u failed, 0 skipped\n", sizeof(checks) / sizeof(*checks) - n_failed, n_failed);
-	return n_failed ? 1 : 0;
+	return report(checks, sizeof(checks) / sizeof(*checks));
 }

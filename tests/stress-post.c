@@ -5,34 +5,16 @@
  * not repeatable.
  */
 #include <errno.h>
-#include <inttypes.h>
 #include <poll.h>
-#include <pthread.h>
 #include <sched.h>
-#include <stdatomic.h>
-#include <stdbool.h>
-#include <stdio.h>
-#include <stdlib.h>
 #include <time.h>
 #include <unistd.h>
 
-#include "wharf.h"
+#include "stress.h"
 
 enum { LOOPS = 2, POSTERS = 8, TASKS = 16, SHARED = 4 };
 
-static uint64_t seed;
-static atomic_bool done;
 static atomic_ullong n_posted, n_run, n_refused, n_pending, n_again, n_loops, n_wrong, n_shared_posted, n_shared_run;
-
-static uint64_t next_random(uint64_t *state)
-{
-	uint64_t z = *state += 0x9e3779b97f4a7c15u;
-
-	z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
-	z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
-	return z ^ (z >> 31);
-}
-static bool chance(uint64_t *state, unsigned in) { return next_random(state) % in == 0; }
 
 static uint64_t now_ns(void)
 {
@@ -211,12 +193,9 @@ static void *post_many(void *arg)
 
 int main(int argc, char **argv)
 {
-	const char *given = argc > 1 ? argv[1] : getenv("WHARF_TEST_SEED");
 	pthread_t loops[LOOPS], posters[POSTERS];
-	unsigned n_failed = 0;
 
-	seed = given ? strtoull(given, NULL, 0) : 0x706f7374;
-	printf("seed: 0x%" PRIx64 "\n", seed);
+	seed_begin(argc > 1 ? argv[1] : NULL, 0x706f7374);
 	for (unsigned i = 0; i < SHARED; i++)
 		shared[i].run = run_shared;
 	for (uintptr_t i = 0; i < LOOPS; i++)
@@ -237,20 +216,11 @@ int main(int argc, char **argv)
 	}
 	printf("%llu loops, %llu tasks posted, %llu of them by tasks, %llu refused; %llu shared, %llu while pending\n",
 		n_loops, n_posted, n_again, n_refused, n_shared_posted, n_pending);
-	const struct {
-		const char *what;
-		bool holds;
-	} checks[] = {
+	const struct outcome checks[] = {
 		{ "each task ran once for each time it was posted", n_run == n_posted },
 		{ "so did those that all threads post", n_shared_run == n_shared_posted },
 		{ "in the order of its thread, and on the loop's", !n_wrong },
 		{ "something happened", n_posted && n_again && n_pending && n_loops > LOOPS },
 	};
-	for (size_t i = 0; i < sizeof(checks) / sizeof(*checks); i++)
-		if (!checks[i].holds) {
-			printf("not so: %s\n", checks[i].what);
-			n_failed++;
-		}
-	printf("%zu passed, %u failed, 0 skipped\n", sizeof(checks) / sizeof(*checks) - n_failed, n_failed);
-	return n_failed ? 1 : 0;
+	return report(checks, sizeof(checks) / sizeof(*checks));
 }
