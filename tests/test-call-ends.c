@@ -173,15 +173,21 @@ static void pause_it(struct side *side, const struct wharf_msg *msg)
 	cr_assert_eq(wharf_call_pause(side->port, side->id), 0);
 }
 
-/* The caller pauses at the first reply; then another one and a refusal arrive. */
-static void refused_behind_a_reply(void)
+/* The caller pauses at the first reply; then another one arrives. */
+static void paused_before_a_reply(uint32_t flags, uint32_t status)
 {
 	begin(NULL, NULL);
 	caller.on_message = pause_it;
 	call_taken();
 	cr_assert_eq(wharf_reply(p.b.port, answerer.id, side_text("one", 0), 0), 0);
-	cr_assert_eq(wharf_reply(p.b.port, answerer.id, side_text("two", 0), 0), 0);
+	cr_assert_eq(wharf_reply(p.b.port, answerer.id, side_text("two", flags), status), 0);
 	settle(p.loop);
+	cr_assert_eq(caller.n_messages, 1);
+}
+
+static void refused_behind_a_reply(void)
+{
+	paused_before_a_reply(0, 0);
 	cr_assert_eq(wharf_call_refuse(p.b.port, answerer.id, 77), 0);
 	settle(p.loop);
 	cr_assert_eq(answerer.end.reason, WHARF_END_REFUSED);
@@ -356,12 +362,7 @@ Test(call_ends, a_cancel_that_crosses_the_answer)
 
 static void paused_when_the_peer_ends(void)
 {
-	begin(NULL, NULL);
-	caller.on_message = pause_it;
-	call_taken();
-	cr_assert_eq(wharf_reply(p.b.port, answerer.id, side_text("one", 0), 0), 0);
-	cr_assert_eq(wharf_reply(p.b.port, answerer.id, side_text("two", WHARF_LAST), 8), 0);
-	settle(p.loop);
+	paused_before_a_reply(WHARF_LAST, 8);
 	cr_assert_eq(wharf_port_close(p.b.port, -1), 0);
 	settle(p.loop);
 	cr_assert_eq(p.b.n_closed, 1);
