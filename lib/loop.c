@@ -474,22 +474,6 @@ int wharf_loop_step(wharf_loop *loop, int64_t timeout_ns)
 	return error ? error : more || wh_engine_busy(loop->engine);
 }
 
-int wharf_loop_wake(wharf_loop *loop)
-{
-	int error;
-
-	if (wh_forked())
-		return -ECHILD;
-	if (!loop)
-		return -EINVAL;
-	/* No lock: a signal handler may have interrupted whoever holds it. */
-	atomic_fetch_add(&loop->wakers, 1);
-	atomic_store_explicit(&loop->rung, true, memory_order_release);
-	error = atomic_load(&loop->freed) ? -EPIPE : wh_engine_wake(loop->engine);
-	atomic_fetch_sub(&loop->wakers, 1);
-	return error;
-}
-
 int wharf_loop_run(wharf_loop *loop)
 {
 	int more = 0, error = wh_loop_check(loop);
@@ -503,14 +487,6 @@ int wharf_loop_run(wharf_loop *loop)
 		(loop->n_users || posts_wait(loop)))
 		more = step(loop, -1);
 	return more < 0 ? more : leave(loop, more > 0);
-}
-
-void wharf_loop_stop(wharf_loop *loop)
-{
-	if (!loop || wh_forked())
-		return;
-	atomic_store_explicit(&loop->stopped, true, memory_order_release);
-	wharf_loop_wake(loop);
 }
 
 int wharf_loop_flush(wharf_loop *loop)

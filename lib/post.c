@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* What other threads hand to a loop: the queue of posts (see post.h), tasks, and kicks (see loop.h). */
+/* What other threads hand to a loop: the queue of posts (see post.h), tasks, kicks (see loop.h), and wakes. */
 #include "post.h"
 
 #include <assert.h>
@@ -121,4 +121,30 @@ bool wh_loop_run_kicks(struct wharf_loop *loop)
 		kick->run(kick, atomic_exchange_explicit(&kick->reasons, 0, memory_order_acq_rel));
 	}
 	return true;
+}
+
+/* ---- Wakes ---- */
+
+int wharf_loop_wake(wharf_loop *loop)
+{
+	int error;
+
+	if (wh_forked())
+		return -ECHILD;
+	if (!loop)
+		return -EINVAL;
+	/* No lock: a signal handler may have interrupted whoever holds it. */
+	atomic_fetch_add(&loop->wakers, 1);
+	atomic_store_explicit(&loop->rung, true, memory_order_release);
+	error = atomic_load(&loop->freed) ? -EPIPE : wh_engine_wake(loop->engine);
+	atomic_fetch_sub(&loop->wakers, 1);
+	return error;
+}
+
+void wharf_loop_stop(wharf_loop *loop)
+{
+	if (!loop || wh_forked())
+		return;
+	atomic_store_explicit(&loop->stopped, true, memory_order_release);
+	wharf_loop_wake(loop);
 }
