@@ -142,8 +142,7 @@ void wh_port_take_hello(struct wharf_port *port, const struct wh_hello *theirs, 
 	if (port->state == WH_PORT_OPENING) {
 		port->state = WH_PORT_OPEN;
 		port->tx_plain = wh_list_empty(&port->active) && !port->tx_dead;
-		if (!port->tx_dead)
-			wh_loop_clear_deadline(port->source.loop, &port->deadline);
+		wh_loop_clear_deadline(port->source.loop, &port->deadline);
 		if (port->ops.on_open)
 			port->ops.on_open(port, &port->peer, port->user);
 	}

@@ -222,11 +222,6 @@ void wh_loop_set_deadline(struct wharf_loop *loop, struct wh_deadline *deadline,
 	wh_loop_rouse(loop);
 }
 
-bool wh_loop_due_within(const struct wharf_loop *loop, const struct wh_deadline *deadline, uint64_t in_ns)
-{
-	return deadline->timer.position && deadline->timer.due_ns <= wh_loop_clock(loop) + in_ns;
-}
-
 void wh_loop_clear_deadline(struct wharf_loop *loop, struct wh_deadline *deadline)
 {
 	wh_timer_clear(&loop->timers, &deadline->timer);

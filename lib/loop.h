@@ -119,7 +119,6 @@ bool wh_loop_kick(struct wharf_loop *loop, struct wh_kick *kick, uint32_t reason
 bool wh_loop_run_kicks(struct wharf_loop *loop); /* loop's thread. True: there were any */
 
 void wh_loop_set_deadline(struct wharf_loop *loop, struct wh_deadline *deadline, uint64_t in_ns);
-bool wh_loop_due_within(const struct wharf_loop *loop, const struct wh_deadline *deadline, uint64_t in_ns);
 void wh_loop_clear_deadline(struct wharf_loop *loop, struct wh_deadline *deadline);
 
 uint64_t wh_loop_clock(const struct wharf_loop *loop);

@@ -319,9 +319,8 @@ static void send_broken(struct wharf_port *port)
 	port->tx_dead = true;
 	port->tx_plain = false;
 	wh_posting_shut(port);
-	/* Not past the end that the application has asked for. */
-	if (port->state < WH_PORT_ENDING && !wh_loop_due_within(port->source.loop, &port->deadline, WH_GRACE_NS))
-		wh_loop_set_deadline(port->source.loop, &port->deadline, WH_GRACE_NS);
+	if (port->state < WH_PORT_ENDING)
+		wh_loop_set_deadline(port->source.loop, &port->grace, WH_GRACE_NS);
 }
 
 bool wh_port_reap(struct wharf_port *port)

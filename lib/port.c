@@ -77,6 +77,7 @@ void wh_port_end(struct wharf_port *port, uint32_t code, int error, const char *
 	wh_port_reap(port);
 	wh_port_queued(port, &port->reason.unsent_messages, &port->reason.unsent_bytes);
 	wh_loop_clear_deadline(port->source.loop, &port->deadline);
+	wh_loop_clear_deadline(port->source.loop, &port->grace);
 	wh_loop_clear_deadline(port->source.loop, &port->retry);
 	wh_loop_clear_deadline(port->source.loop, &port->ask);
 	wh_connect_stop(port);
@@ -276,20 +277,24 @@ static void on_deadline(struct wh_deadline *deadline)
 {
 	struct wharf_port *port = wh_container_of(deadline, struct wharf_port, deadline);
 
-	if (port->state == WH_PORT_OPENING) {
+	if (port->state == WH_PORT_OPENING)
 		wh_port_end(port, WHARF_CLOSE_TIMEOUT, ETIMEDOUT, "no hello from the peer in time");
-	} else if (port->tx_dead) {
-		/* Its end comes when what it had sent is delivered. */
-		if (port->eof)
-			return;
-		if (wh_port_delivers(port))
-			wh_loop_set_deadline(port->source.loop, &port->deadline, WH_GRACE_NS);
-		else
-			wh_port_end(port, WHARF_CLOSE_PEER_GONE, EPIPE, "the peer stopped reading");
-	} else {
+	else
 		wh_port_fail(port, WHARF_CLOSE_TIMEOUT, ETIMEDOUT, WH_BYE_ABORT, "the peer gave up waiting for the end",
 			"the peer did not finish in time");
-	}
+}
+
+static void on_grace(struct wh_deadline *deadline)
+{
+	struct wharf_port *port = wh_container_of(deadline, struct wharf_port, grace);
+
+	/* Its end comes when what it had sent is delivered. */
+	if (port->eof)
+		return;
+	if (wh_port_delivers(port))
+		wh_loop_set_deadline(port->source.loop, &port->grace, WH_GRACE_NS);
+	else
+		wh_port_end(port, WHARF_CLOSE_PEER_GONE, EPIPE, "the peer stopped reading");
 }
 
 static void on_retry(struct wh_deadline *deadline)
@@ -360,6 +365,7 @@ void wh_port_callbacks(struct wharf_port *port)
 	port->source.event = on_event;
 	port->source.loop_freed = on_loop_freed;
 	port->deadline.expired = on_deadline;
+	port->grace.expired = on_grace;
 	port->retry.expired = on_retry;
 	port->ask.expired = wh_port_ask_again;
 	port->kick.run = on_kick;
@@ -389,10 +395,8 @@ int wharf_port_close(wharf_port *port, int64_t timeout_ns)
 		return -EALREADY;
 	port->closed_here = true;
 	wh_port_drain(port);
-	/* A socket that is dead one way has its grace, and no more. */
-	if (!port->tx_dead)
-		wh_loop_clear_deadline(port->source.loop, &port->deadline);
-	if (timeout_ns >= 0 && (!port->tx_dead || timeout_ns < WH_GRACE_NS))
+	wh_loop_clear_deadline(port->source.loop, &port->deadline);
+	if (timeout_ns >= 0)
 		wh_loop_set_deadline(port->source.loop, &port->deadline, (uint64_t)timeout_ns);
 	wh_port_dirty(port);
 	return 0;

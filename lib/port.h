@@ -31,7 +31,7 @@ enum {
 	/* payload that waits before a send submits by itself: the receiver must not idle meanwhile */
 	WH_FLUSH_BYTES = 1 << 20,
 	WH_ACCUMULATORS = 8,             /* release words collected at once; a power of two */
-	WH_PORT_TIMERS = 3,
+	WH_PORT_TIMERS = 4,
 	/* A socket that can no longer be written, and whose end does not come, belongs to a peer that plays tricks. */
 	WH_GRACE_NS = 1000000000,
 };
@@ -211,6 +211,7 @@ struct wharf_port {
 	bool same_user;                  /* takes no peer of another user */
 	bool told;                       /* on_close has run */
 	struct wh_deadline deadline;     /* of opening, or of draining */
+	struct wh_deadline grace;        /* of a socket that can no longer be written */
 	struct wh_kick kick;
 	_Atomic uint32_t taken;          /* messages taken that lie in the peer's memory, and not released */
 	_Atomic int holding_fd;          /* the socket, kept for those when the port let go of it; -1: none */

@@ -481,6 +481,49 @@ Test(hostile, closing_does_not_wait_longer_than_told_for_one_that_never_reads)
 	finish();
 }
 
+/* Not even when the socket is dead one way, or ended, and a pause keeps what it had sent. */
+Test(hostile, closing_does_not_wait_longer_than_told_for_the_end_of_a_pause)
+{
+	for (int ended = 0; ended < 2; ended++)
+		for (int64_t seconds = 0; seconds < 6; seconds += 3) {
+			begin_open(NULL);
+			cr_assert_eq(wharf_port_pause(p.a.port), 0);
+			cr_assert(raw_bytes(peer, "sent", 4));
+			settle(p.loop);
+			cr_assert_eq(shutdown(peer, ended ? SHUT_RDWR : SHUT_RD), 0);
+			cr_assert_eq(wharf_send_bytes(p.a.port, 1, "x", 1), 0);
+			settle(p.loop);
+			cr_assert_eq(wharf_port_close(p.a.port, seconds * 1000000000), 0);
+			if (seconds)
+				pass(2);
+			cr_assert_eq(p.a.n_closed, 0);
+			pass(2);
+			expect_end(WHARF_CLOSE_TIMEOUT);
+			cr_assert_eq(p.a.n_messages, 0);
+			finish();
+		}
+}
+
+Test(hostile, a_pause_keeps_what_a_peer_had_sent_that_stops_reading)
+{
+	begin_open(NULL);
+	cr_assert_eq(wharf_port_pause(p.a.port), 0);
+	cr_assert(raw_bytes(peer, "sent", 4));
+	settle(p.loop);
+	cr_assert_eq(shutdown(peer, SHUT_RD), 0);
+	cr_assert_eq(wharf_send_bytes(p.a.port, 1, "x", 1), 0);
+	cr_assert_eq(wharf_port_close(p.a.port, -1), 0);
+	for (int i = 0; i < 5; i++)
+		pass(2);
+	cr_assert_eq(p.a.n_closed, 0);
+	cr_assert_eq(wharf_port_resume(p.a.port), 0);
+	settle(p.loop);
+	pass(2);
+	expect_end(WHARF_CLOSE_PEER_GONE);
+	cr_assert_eq(p.a.n_messages, 1);
+	finish();
+}
+
 /* ---- Descriptors ---- */
 
 Test(hostile, descriptors_that_were_not_asked_for)
