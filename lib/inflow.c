@@ -25,7 +25,7 @@ void wh_port_release_runs(struct wharf_port *port, const struct wh_record *r)
 	const struct wh_message_in message = wh_message_read(r), *in = &message;
 
 	for (unsigned i = 0; i < r->n_items; i++)
-		if (in->runs[i].n_chunks) {
+		if (in->runs[i].n_chunks && port->views[in->runs[i].slot]) {
 			wh_view_hold(port->views[in->runs[i].slot], in->runs[i].first / 64, wh_run_mask(&in->runs[i]));
 			wh_port_release_run(port, &in->runs[i]);
 		}

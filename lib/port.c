@@ -155,6 +155,7 @@ void wh_port_finish(struct wharf_port *port)
 	wh_port_do_chores(port);
 	if (wh_list_linked(&port->chores))
 		wh_list_remove(&port->chores);
+	wh_port_drop_input(port);
 	wh_port_flush_all_released(port);
 	port->reason.text = port->reason_text;
 	port->reason.peer = &port->peer;

@@ -367,26 +367,45 @@ void wh_port_deliver_held(struct wharf_port *port)
 	deliver_held(port, false);
 }
 
+/* Messages that nobody gets: from `r` on. */
+static void release_from(struct wharf_port *port, const struct wh_record *r, const struct wh_record *end)
+{
+	for (; r != end; r = wh_record_next(r))
+		if (is_message(r->kind))
+			wh_port_release_runs(port, r);
+}
+
 void wh_port_drop_input(struct wharf_port *port)
 {
-	while (!wh_list_empty(&port->held))
-		free_held(port, wh_container_of(port->held.next, struct wh_held, link));
+	while (!wh_list_empty(&port->held)) {
+		struct wh_held *held = wh_container_of(port->held.next, struct wh_held, link);
+		release_from(port, (const struct wh_record *)(held->frame + held->offset), wh_frame_end(held->frame));
+		free_held(port, held);
+	}
 	if (wh_list_linked(&port->ready))
 		wh_list_remove(&port->ready);
 }
 
-/* A closed port that lingers listens for what keeps it: chunks that come back, and segments that were lost. */
+/*
+ * A port that has ended, and lingers, listens for what keeps it: chunks that come back, and segments that were lost. And for what
+ * it keeps: segments that their owner wants back, and chunks of messages that came too late.
+ */
 static void receive_lingering(struct wharf_port *port, const struct wh_event *event)
 {
+	const struct wh_record *r, *end;
 	const char *why;
 
 	if (event->truncated ||
 		wh_frame_check(event->bytes, event->size, event->n_fds, event->fds_lost, &port->limits, &why))
 		return;
-	for (const struct wh_record *r = wh_frame_first(event->bytes); r != wh_frame_end(event->bytes);
-		r = wh_record_next(r))
+	end = wh_frame_end(event->bytes);
+	for (r = wh_frame_first(event->bytes); r != end; r = wh_record_next(r))
 		if (r->kind == WH_RECORD_ANNOUNCE_REQUEST)
 			wh_port_on_announce_request(port, (const struct wh_slot_record *)r);
+		else if (r->kind == WH_RECORD_RETIRE)
+			wh_port_on_retire(port, (const struct wh_slot_record *)r);
+	release_from(port, wh_frame_first(event->bytes), end);
+	wh_port_flush_all_released(port);
 	wh_port_linger(port);
 }
 
@@ -449,7 +468,7 @@ void wh_port_receive(struct wharf_port *port, struct wh_event *event)
 		wh_calls_run_ends(port);
 	if (port->state < WH_PORT_ENDING)
 		receive(port, event);
-	else if (port->state == WH_PORT_CLOSED && !port->shut)
+	else if (!port->shut)
 		receive_lingering(port, event);
 	wh_engine_frame_done(port->source.loop->engine, event);
 	if (port->state >= WH_PORT_ENDING)

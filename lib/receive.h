@@ -23,7 +23,8 @@ static inline bool wh_port_stopped(const struct wharf_port *port)
 void wh_flow_deliver(struct wh_flow *flow, struct wh_message *m); /* to the application: m is borrowed */
 void wh_flow_take(struct wh_flow *flow, const struct wh_record *r, struct wh_rx *rx); /* delivers it, or keeps a piece */
 void wh_flow_drop_pieces(struct wh_flow *flow); /* of a message that will not be whole */
-void wh_port_release_runs(struct wharf_port *port, const struct wh_record *r); /* of a record that nobody gets */
+/* Of a record that nobody gets; not what lies in a segment that was lost. */
+void wh_port_release_runs(struct wharf_port *port, const struct wh_record *r);
 
 /* aside.c */
 bool wh_flow_put_aside(struct wh_flow *flow, const struct wh_record *r, struct wh_rx *rx); /* false: no memory */
