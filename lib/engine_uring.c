@@ -204,16 +204,19 @@ int wh_uring_turn(struct wh_engine *engine, int64_t timeout_ns)
 	if (wh_unlikely(wh_engine_start(engine)))
 		return give_up(uring);
 	wh_uring_harvest(uring); /* what came along with submissions decides whether there is a reason to wait */
+	wh_uring_read_polled(uring);
 	flush(uring);
 	if (wh_uring_busy(engine) || atomic_load(&engine->woken) || !wh_list_empty(&engine->todo))
 		timeout_ns = 0;
 	if (timeout_ns != 0 || io_uring_sq_ready(&uring->ring) || wh_uring_kernel_waits(uring))
 		wh_uring_enter(uring, timeout_ns, true);
 	wh_uring_harvest(uring);
+	wh_uring_read_polled(uring);
 	for (int n = TASK_WORK_ROUNDS; n && !engine->broken && more_to_come(uring); n--) {
 		flush(uring);
 		wh_uring_enter(uring, 0, true);
 		wh_uring_harvest(uring);
+		wh_uring_read_polled(uring);
 	}
 	wh_engine_unring(engine);
 	return wh_unlikely(engine->broken) ? give_up(uring) : (int)engine->n_events;
@@ -240,5 +243,5 @@ bool wh_uring_busy(const struct wh_engine *engine)
 	const struct wh_uring *uring = wh_uring_of(engine);
 
 	return engine->n_events || io_uring_cq_ready(&uring->ring) || wh_uring_kernel_waits(uring)
-		|| wh_uring_hungry(uring);
+		|| wh_uring_hungry(uring) || !wh_list_empty(&uring->polled);
 }

@@ -40,6 +40,7 @@ struct wh_uring {
 	uint32_t rung;
 	bool multishot;            /* recvmsg takes buffers by itself; else they are taken from spare, after a poll */
 	pthread_t owner;           /* who started it */
+	struct wh_list polled;     /* links that may have frames, where those are not taken by the ring */
 	struct wh_list unfed;      /* links that want to receive, but there was no buffer: before the others that starve */
 	struct wh_list starved;    /* the same, but they have got some frames before */
 	uint32_t ration;           /* how many of them try again at once */
@@ -114,6 +115,8 @@ int wh_uring_enter(struct wh_uring *uring, int64_t timeout_ns, bool get_events);
 struct io_uring_sqe *wh_uring_sqe(struct wh_uring *uring);
 /* Takes all completions there are. */
 void wh_uring_harvest(struct wh_uring *uring);
+/* Reads what completions have told of; in turns only. */
+void wh_uring_read_polled(struct wh_uring *uring);
 
 /* Behind wh_engine_ops. */
 void wh_uring_close(struct wh_engine *engine);

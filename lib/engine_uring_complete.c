@@ -46,21 +46,31 @@ static void receive_done(struct wh_link *link, const struct io_uring_cqe *cqe)
 		wh_link_want_receive(link);
 }
 
-/* 5.19 has no multishot recvmsg: it only says when there is something, which is read here. */
+/* 5.19 has no multishot recvmsg: it only says when there is something. */
 static void receive_polled(struct wh_link *link, int result)
 {
-	uint32_t n_events = link->engine->n_events;
-	enum wh_receive received = WH_RECEIVED_ALL;
-
 	if (result < 0)
 		receive_failed(link, result);
-	else
-		received = wh_link_read(link, SINGLE_SHOT_FRAMES);
-	if (link->engine->n_events > n_events)
-		link->state |= FED;
-	if (received == WH_RECEIVED_STARVED)
-		starve(link);
+	else if (wh_link_receives(link))
+		wh_list_append(&wh_uring_of(link->engine)->polled, &link->wait);
 	wh_link_want_receive(link);
+}
+
+void wh_uring_read_polled(struct wh_uring *uring)
+{
+	struct wh_list *first;
+
+	while ((first = wh_list_take_first(&uring->polled))) {
+		struct wh_link *link = wh_container_of(first, struct wh_link, wait);
+		uint32_t n_lent = uring->engine.rx_lent;
+		enum wh_receive received = wh_link_read(link, SINGLE_SHOT_FRAMES);
+
+		if (uring->engine.rx_lent > n_lent)
+			link->state |= FED;
+		if (received == WH_RECEIVED_STARVED)
+			starve(link);
+		wh_link_want_receive(link);
+	}
 }
 
 static void accept_done(struct wh_link *link, int result)

@@ -75,7 +75,8 @@ int wh_uring_sleep(struct wh_engine *engine, int64_t deadline_ns, bool now)
 		arm_deadline(uring, deadline_ns);
 	}
 	r = wh_uring_submit(engine);
-	now |= !engine->enabled || r < 0 || engine->n_events || !wh_list_empty(&engine->todo) || wh_uring_hungry(uring);
+	now |= !engine->enabled || r < 0 || engine->n_events || !wh_list_empty(&engine->todo) || wh_uring_hungry(uring) ||
+		!wh_list_empty(&uring->polled);
 	/* The timeout may have been harvested just now, or found no room. */
 	now |= deadline_ns >= 0 && engine->deadline_ns > deadline_ns;
 	uring->event_fd_used = true;

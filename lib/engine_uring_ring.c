@@ -208,6 +208,7 @@ int wh_uring_open(const struct wh_engine_config *config, struct wh_engine **ret_
 		return r;
 	uring = wh_uring_of(engine);
 	uring->event_fd = -1;
+	wh_list_init(&uring->polled);
 	wh_list_init(&uring->unfed);
 	wh_list_init(&uring->starved);
 	wh_list_init(&uring->detaching);

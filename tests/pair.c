@@ -131,6 +131,18 @@ void pair_free(struct pair *pair)
 	cr_assert_null(pair->loop);
 }
 
+void need_frames_to_wait_for_turns(void)
+{
+	wharf_loop *loop;
+	bool wait;
+
+	cr_assert_eq(wharf_loop_new(NULL, &loop), 0);
+	wait = strcmp(wharf_loop_engine(loop), "io_uring (no deferred work)");
+	wharf_loop_free(loop);
+	if (!wait)
+		cr_skip_test("io_uring without deferred work receives whenever the kernel is entered");
+}
+
 void settle(wharf_loop *loop)
 {
 	int quiet = 0;

@@ -54,6 +54,12 @@ void pair_start(struct pair *ret_pair, const struct wharf_port_options *a_option
 int pair_open_half(struct pair *ret_pair, const struct wharf_port_options *a_options);
 void pair_free(struct pair *pair);
 
+/*
+ * Skips a test that decides when frames are received: io_uring without deferred work does that whenever this process
+ * enters the kernel, not in turns.
+ */
+void need_frames_to_wait_for_turns(void);
+
 /* Steps until nothing moves any more. */
 void settle(wharf_loop *loop);
 /* Steps until *condition is at least `least`; fails the test after five seconds. */

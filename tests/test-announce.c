@@ -61,6 +61,7 @@ static void send_typed(wharf_port *port, uint32_t type, size_t claimed)
 
 Test(announce, what_lies_in_a_lost_segment_is_delivered_once_there_is_room)
 {
+	need_frames_to_wait_for_turns();
 	for (unsigned room = 0; room < 2; room++) {
 		size_t n_fds;
 		pair_open(&p, NULL, NULL);
@@ -82,6 +83,7 @@ Test(announce, what_lies_in_a_lost_segment_is_delivered_once_there_is_room)
 
 Test(announce, what_waits_for_a_lost_segment_keeps_its_order)
 {
+	need_frames_to_wait_for_turns();
 	pair_open(&p, NULL, NULL);
 	send_typed(p.a.port, 0, 0);
 	send_typed(p.a.port, 1, 64);
@@ -116,6 +118,7 @@ Test(announce, a_whole_window_waits_for_a_lost_segment)
 	struct wharf_port_stats stats;
 	size_t n = 0;
 
+	need_frames_to_wait_for_turns();
 	pair_open(&p, NULL, NULL);
 	send_typed(p.a.port, 0, 64);
 	harness_limit_fds(0);
@@ -142,6 +145,7 @@ Test(announce, a_whole_window_waits_for_a_lost_segment)
 
 Test(announce, a_paused_port_asks_for_a_lost_segment)
 {
+	need_frames_to_wait_for_turns();
 	pair_open(&p, NULL, NULL);
 	cr_assert_eq(wharf_port_pause(p.b.port), 0);
 	send_typed(p.a.port, 0, 64);
@@ -172,6 +176,7 @@ Test(announce, a_paused_port_asks_for_a_lost_segment)
 
 Test(announce, ports_that_close_wait_for_a_lost_segment)
 {
+	need_frames_to_wait_for_turns();
 	for (int who = 0; who < 3; who++) {
 		pair_open(&p, NULL, NULL);
 		send_typed(p.a.port, 0, 64);
@@ -198,6 +203,7 @@ Test(announce, a_closed_port_that_lingers_announces_again)
 {
 	wharf_pool *pool = shared_pool(1 << 20);
 
+	need_frames_to_wait_for_turns();
 	pair_open(&p, WHARF_OPT(port, .pool = pool), NULL);
 	send_typed(p.a.port, 0, 64);
 	cr_assert_eq(wharf_port_close(p.b.port, -1), 0);
@@ -268,6 +274,7 @@ Test(announce, it_is_asked_for_with_growing_pauses)
 	struct raw_segment s;
 	int fd;
 
+	need_frames_to_wait_for_turns();
 	by_hand_loop = &on_test_time;
 	fd = open_by_hand(NULL);
 	raw_segment_open(&s, 12, 64);
@@ -328,6 +335,7 @@ Test(announce, only_the_first_counts_as_data)
 	uint64_t consumed = 0;
 	int fd = open_by_hand(NULL);
 
+	need_frames_to_wait_for_turns();
 	raw_segment_open(&s, 12, 64);
 	lose_announcement(fd, 0, &s);
 	cr_assert(raw_chunks(fd, 0, 0, 1, 100));
@@ -382,6 +390,7 @@ Test(announce, a_lost_segment_that_is_taken_back_is_not_asked_for)
 
 Test(announce, a_peer_that_ends_takes_its_lost_segment_along)
 {
+	need_frames_to_wait_for_turns();
 	for (int paused = 0; paused < 2; paused++) {
 		struct raw_segment s;
 		int fd = open_by_hand(NULL);

@@ -314,9 +314,11 @@ Test(loop_host, a_frame_that_left_before_the_first_step_is_given_back)
 Test(loop_host, a_frame_that_the_socket_has_no_room_for_is_given_back)
 {
 	static const char bytes[1000];
+	struct wharf_loop_options few = counts;
 	struct wharf_port_stats stats;
 
-	apart_open(&q, &counts, NULL, NULL);
+	few.rx_buffers = 2;
+	apart_open(&q, &few, NULL, NULL);
 	cr_assert_eq(setsockopt(q.fds[0], SOL_SOCKET, SO_SNDBUF, &(int){ 4608 }, sizeof(int)), 0);
 	WHARF_INIT(&stats);
 	for (int i = 0; !stats.tx_socket_full; i++) {

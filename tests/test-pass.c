@@ -361,9 +361,12 @@ Test(pass, what_poses_as_an_end_is_found_out_when_it_is_opened)
 
 Test(pass, one_for_which_there_was_no_descriptor_is_told_as_lost)
 {
-	int peer = begin_raw(1), lowest = dup(peer);
 	struct rlimit old, none;
+	int peer, lowest;
 
+	need_frames_to_wait_for_turns();
+	peer = begin_raw(1);
+	lowest = dup(peer);
 	p.a.on_message = try_to_open;
 	cr_assert(raw_port(peer, 0, peer));
 	cr_assert_eq(getrlimit(RLIMIT_NOFILE, &old), 0);

@@ -23,7 +23,7 @@ Test(port_waits, a_full_socket_is_waited_for_and_not_asked_again_and_again)
 	size_t sent = 0;
 	uint64_t full;
 
-	apart_open(&q, NULL, NULL, NULL);
+	apart_open(&q, WHARF_OPT(loop, .rx_buffers = 2), NULL, NULL);
 	cr_assert_eq(setsockopt(q.fds[0], SOL_SOCKET, SO_SNDBUF, &(int){ 4608 }, sizeof(int)), 0);
 	do {
 		cr_assert_eq(wharf_send_bytes(q.a.port, 1, bytes, sizeof(bytes)), 0);
