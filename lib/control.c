@@ -61,7 +61,7 @@ static uint64_t start_time(void)
 	return at ? strtoull(at, NULL, 10) : 0;
 }
 
-static int reserve(size_t bytes)
+static int reserve(char *base, size_t bytes)
 {
 	if (bytes <= arena.reserved)
 		return 0;
@@ -74,6 +74,7 @@ static int reserve(size_t bytes)
 	while (error == EINTR);
 	if (error)
 		return -ENOMEM;
+	madvise(base + arena.reserved, more, MADV_DODUMP);
 	arena.reserved += more;
 	return 0;
 }
@@ -93,11 +94,13 @@ static int arena_make(void)
 	base = mmap(NULL, ARENA_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, arena.fd, 0);
 	if (base == MAP_FAILED || madvise(base, ARENA_BYTES, MADV_DONTFORK) < 0)
 		goto fail;
+	/* A core dump would give memory to all of it. */
+	madvise(base, ARENA_BYTES, MADV_DONTDUMP);
 	if (fcntl(arena.fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_FUTURE_WRITE) < 0 ||
 	    fcntl(arena.fd, F_ADD_SEALS, F_SEAL_SEAL) < 0)
 		goto fail;
 	arena.reserved = 0;
-	error = reserve(WH_CONTROL_HEADER_BYTES);
+	error = reserve(base, WH_CONTROL_HEADER_BYTES);
 	if (error) {
 		errno = -error;
 		goto fail;
@@ -185,7 +188,7 @@ int wh_control_alloc(size_t bytes, void **ret_block)
 	if (position) {
 		memset(at(position), 0, bytes);
 	} else {
-		error = reserve(arena.used + size);
+		error = reserve(arena.base, arena.used + size);
 		if (error)
 			goto out;
 		position = (uint32_t)(arena.used / WH_CONTROL_UNIT);
