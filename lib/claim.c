@@ -220,6 +220,8 @@ static bool try_word(struct wharf_pool *pool, struct wh_full_lease *lease, unsig
 		return false;
 	}
 	*ret_place = wh_place((uint16_t)slot, word * WH_WORD_CHUNKS + (unsigned)first, n);
+	atomic_store_explicit(&s->info[wh_place_first(*ret_place)],
+		wh_run_info(*ret_place, 0, atomic_load_explicit(&wh_pool_now, memory_order_relaxed)), memory_order_relaxed);
 	return true;
 }
 

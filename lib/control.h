@@ -29,7 +29,8 @@
  * released it already, which only the release map tells. Claimed otherwise. counted: several hold it, counts says how
  * many. holders: which of the leases 0 to 63 may have a bit in that word. Run info, at a run's first chunk: when it was last
  * lent (bits 0 to 31: CLOCK_MONOTONIC in units of 2^20 ns, modulo 2^32), its chunks less one (32 to 37), and the low bits
- * of the stream that it was lent for (38 to 63; 0: a plain message).
+ * of the stream that it was lent for (38 to 63; 0: a plain message). What is claimed has it of when it was claimed, and
+ * stream 0; but claims of up to 48 KiB from a private pool by its loop's thread leave what was there, which is older.
  * A process that forked and goes on has a memfd of its own: compare pid and start time with the process looked at.
  */
 #ifndef WH_CONTROL_H

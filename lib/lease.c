@@ -16,6 +16,8 @@ enum {
 	LENT_BYTES = WH_SLOT_WORDS * sizeof(uint64_t),
 };
 
+_Atomic uint32_t wh_pool_now;
+
 /* ---- Life ---- */
 
 static int make(struct wharf_pool *pool, struct wh_full_lease **ret_lease)

@@ -4,6 +4,7 @@
 
 #include <errno.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "control.h"
@@ -365,8 +366,24 @@ void wh_ledger_wait(struct wharf_loop *loop, uint64_t now_ns)
 	enter_phase(loop, WH_PHASE_WAITS, now_ns);
 }
 
+/* Of CLOCK_MONOTONIC, whatever clock the loop has: one store in a millisecond, of whichever loop comes first. */
+static void set_pool_now(const struct wharf_loop *loop, uint64_t now_ns)
+{
+	struct timespec now;
+	uint32_t stamp;
+
+	if (wh_unlikely(loop->clock_ns)) {
+		clock_gettime(CLOCK_MONOTONIC_COARSE, &now);
+		now_ns = (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+	}
+	stamp = (uint32_t)(now_ns >> 20);
+	if (atomic_load_explicit(&wh_pool_now, memory_order_relaxed) != stamp)
+		atomic_store_explicit(&wh_pool_now, stamp, memory_order_relaxed);
+}
+
 void wh_ledger_work(struct wharf_loop *loop, uint64_t now_ns)
 {
+	set_pool_now(loop, now_ns);
 	if (!loop->seen) {
 		loop->turn_ns = now_ns;
 		return;

@@ -24,6 +24,7 @@ bool wh_outbox_open(struct wharf_port *port)
 		return false;
 	port->open->encoder.capacity = port->tx_frame_bytes - WH_CONTROL_ROOM;
 	port->open->ordinal = ++port->ordinal;
+	wh_lease_look_at_clock(port->lease);
 	return true;
 }
 

@@ -40,6 +40,9 @@ static inline uint64_t wh_place_bits(uint64_t place)
 	return (~UINT64_C(0) >> ((64 - wh_place_chunks(place)) & 63)) << (wh_place_first(place) & 63);
 }
 
+/* CLOCK_MONOTONIC in units of 2^20 ns, as of the last turn of any loop of this process: for run info. */
+extern _Atomic uint32_t wh_pool_now;
+
 /* What sending touches for every message; the rest of a lease is in pool_internal.h. The loop's thread only. */
 struct wh_lease {
 	uint64_t pool;             /* its address, as in wharf_buf.opaque */
@@ -47,6 +50,7 @@ struct wh_lease {
 	uint64_t bits;             /* lent chunks of it, not yet published */
 	_Atomic uint64_t *info;    /* run info of it */
 	_Atomic uint64_t *counted; /* chunks of it that several hold */
+	uint64_t now;              /* wh_pool_now when the open frame was begun */
 	uint32_t turn;
 	uint32_t n_pending;        /* further words with bits to publish */
 	uint64_t known[WH_SLOTS_MAX / 64]; /* slots that the peer was told of */
@@ -105,11 +109,19 @@ int wh_lease_lend_slowly(struct wh_lease *lease, const struct wharf_buf *buf, si
 	uint32_t stream, struct wh_run *ret_run);
 void wh_lease_publish_slowly(struct wh_lease *lease);
 
+/* See control.h. */
+static inline uint64_t wh_run_info(uint64_t place, uint32_t stream, uint64_t now)
+{
+	/* Above its chunks a place has no bits in its low half. */
+	uint64_t n_less_one = ((uint32_t)place >> WH_PLACE_CHUNKS_SHIFT) - 1;
+
+	return (uint64_t)stream << 38 | n_less_one << 32 | now;
+}
+
 static inline void wh_lease_fill_run(struct wh_lease *lease, uint64_t place, size_t offset, size_t size,
 	uint32_t stream, struct wh_run *ret_run)
 {
-	/* Who has lent what since when: one store, at the run's first chunk. */
-	atomic_store_explicit(&lease->info[wh_place_first(place) & 63], (uint64_t)stream << 32 | lease->turn,
+	atomic_store_explicit(&lease->info[wh_place_first(place) & 63], wh_run_info(place, stream, lease->now),
 		memory_order_relaxed);
 #if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
 	/* A place is the first half of a run as a number: one store instead of four. */
@@ -249,7 +261,13 @@ int wh_buf_claim_quietly(struct wharf_pool *pool, size_t size, struct wharf_buf 
 /* In a forked child that starts over, after wh_control_restart: forgets the parent's pools. */
 void wh_pool_restart(void);
 
-/* Once per turn: the turn number for run records, growth budget, window upkeep. */
+/* What is lent from here on, is lent now. */
+static inline void wh_lease_look_at_clock(struct wh_lease *lease)
+{
+	lease->now = atomic_load_explicit(&wh_pool_now, memory_order_relaxed);
+}
+
+/* Once per turn in which the port sends: growth budget, window upkeep. */
 void wh_lease_turn(struct wh_lease *lease, uint32_t turn);
 
 #endif

@@ -95,7 +95,7 @@ struct wh_class {
 	uint64_t bytes;                    /* in segments */
 	uint8_t failed;                    /* smallest run that could not be claimed; 0: none */
 	uint32_t n_owed;                   /* leases that are to be told when it can */
-	uint64_t asked;                    /* goes up when all of them are to be told: see wh_lease_owed */
+	uint32_t asked;                    /* goes up when all of them are to be told: see wh_lease_owed */
 	/* The private word's loop. */
 	uint32_t at;                       /* the word it has, or had */
 	bool again;                        /* look at that word once more before the next */
@@ -131,6 +131,7 @@ struct wh_full_lease {
 	struct wharf_pool *pool;
 	struct wh_control_lease *control;
 	uint32_t index;
+	uint32_t n_held;                   /* pending entries older than wh_lease_hold */
 	void (*kick)(void *owner);
 	void *owner;
 	_Atomic bool kicked;               /* and neither wh_pool_room nor wh_lease_next_retire was called since */
@@ -138,12 +139,10 @@ struct wh_full_lease {
 	bool wanted;                       /* every release map is marked; counted in pool->n_marked */
 	bool watched;                      /* wh_lease_watch: the marks stay when nobody waits any more */
 	bool held;                         /* wh_lease_hold */
-	uint32_t n_held;                   /* pending entries older than it */
-	uint32_t kicks;                    /* threads inside kick */
 	_Atomic bool queued;               /* in pool->kicks */
-	struct wh_full_lease *next_kick;
-	uint64_t told[WH_CLASSES];         /* the port was told of the claims that failed up to this one's class->asked */
 	uint16_t open_fds;                 /* slots with a release fd */
+	struct wh_full_lease *next_kick;
+	uint32_t told[WH_CLASSES];         /* the port was told of the claims that failed up to this one's class->asked */
 	uint32_t closed_turn, upkeep_turn; /* when these were last seen to */
 	_Atomic uint64_t lent_bytes;       /* ever; written by the loop */
 	_Atomic uint64_t returned_here;    /* ever; by the loop without the lock: one writer at a time, as */
@@ -151,6 +150,7 @@ struct wh_full_lease {
 	struct wh_pending *pending;        /* WH_PENDING_MAX; this and slots from the first lend on */
 	struct wh_lease_slot *slots;
 	uint32_t n_slots;                  /* of that table: a power of two; slots beyond it were never used */
+	uint32_t kicks;                    /* threads inside kick */
 	_Atomic uint32_t *lent_positions;  /* of its lent words, for an inspector */
 };
 

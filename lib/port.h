@@ -161,13 +161,13 @@ struct wharf_port {
 	uint32_t blocked_starts;         /* kinds of flows of which one could not begin for want of a number, as bits */
 	bool tx_inline;                  /* no shared memory this way: the peer maps none, or it is not wanted */
 	bool pieces, peer_pieces;        /* messages are delivered in pieces, here and there */
+	bool answers;                    /* internal: carries the answer of a delegated call, and nothing else */
+	bool adopted;                    /* wharf_call_adopt has been called */
+	bool said_last_call;
 	struct wh_outmsg *done, **done_end; /* whose `done` is due */
 	struct wh_call *offered;         /* a request that the application may take now */
 	struct wh_list ended_calls;      /* whose on_end is due, now or behind what waits */
 	struct wh_list delegated;        /* calls that other ports answer, and that may outlive this one */
-	bool answers;                    /* internal: carries the answer of a delegated call, and nothing else */
-	bool adopted;                    /* wharf_call_adopt has been called */
-	bool said_last_call;
 	uint64_t last_call;              /* the last one that the peer has accepted, as its bye says */
 	struct wh_list chores;           /* on loop->chores: callbacks are due that no event brings */
 

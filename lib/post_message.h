@@ -31,8 +31,8 @@ struct wh_posting {
 	struct wh_posting_demand refused_cost, refused_fds; /* of those: the smallest, the one with fewest descriptors */
 	uint64_t cost;                   /* of what was accepted and is in no frame yet: counts against the cap, as n_fds */
 	uint32_t n_fds;
-	uint64_t message_bytes_max;      /* the peer's limits, once it has said hello */
-	uint32_t fds_max;
+	uint32_t fds_max;                /* the peer's limits, once it has said hello */
+	uint64_t message_bytes_max;
 	struct wh_list waiters;          /* threads, served in their order */
 
 	/* Accepted, and still on the way to the loop: more only under the lock, less only on the loop's thread. */
