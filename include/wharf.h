@@ -100,9 +100,10 @@ enum {
 };
 
 enum {
-	/* Nothing of it and its ports is shown to an inspector but the memory of their pools; saves about 1 % of a loop that
-	 * does nothing but send the smallest messages. */
+	/* An inspector does not see the loop and its ports, only the memory of their pools: for those who count each
+	 * nanosecond. */
 	WHARF_LOOP_UNSEEN = 1u << 0,
+	WHARF_LOOP_TRACE = 1u << 1, /* keeps the last events from the start on, not only when an inspector asks. Not both */
 };
 
 struct wharf_loop_options {

@@ -28,8 +28,10 @@ void wh_answer_on_request(struct wh_flow *flow, const struct wharf_msg *msg)
 			port->ops.on_message(port, msg, port->user);
 		port->offered = NULL;
 	}
-	if (!call->taken && flow->listed)
-		wh_flow_leave(flow, WH_CANCEL_NO_REPLY, 0);
+	if (call->taken || !flow->listed)
+		return;
+	wh_trace(port->source.loop, port, WH_TRACE_CALL_END, flow->id, WHARF_END_NO_REPLY);
+	wh_flow_leave(flow, WH_CANCEL_NO_REPLY, 0);
 }
 
 void wh_answer_sent(struct wh_flow *flow)

@@ -60,13 +60,16 @@ int wh_buf_claim_quietly(struct wharf_pool *pool, size_t size, struct wharf_buf 
 
 static __attribute__((noinline)) int claim_slowly(struct wharf_pool *pool, size_t size, struct wharf_buf *ret_buf)
 {
-	return pool && ret_buf && size ? claim(pool, size, false, ret_buf) : -EINVAL;
+	int error = pool && ret_buf && size ? claim(pool, size, false, ret_buf) : -EINVAL;
+
+	if (error == -EAGAIN && wh_pool_local(pool))
+		wh_lease_tell(pool->local_lease, WH_LEASE_REFUSED, size);
+	return error;
 }
 
-int wharf_buf_claim(wharf_pool *pool, size_t size, struct wharf_buf *ret_buf)
+static inline __attribute__((always_inline)) int claim_fast(
+	struct wharf_pool *pool, size_t size, struct wharf_buf *ret_buf)
 {
-	if (wh_forked())
-		return -ECHILD;
 	if (wh_unlikely(!pool || !ret_buf || size - 1 >= LOCAL_SIZE_MAX || !wh_pool_fast(pool)))
 		return claim_slowly(pool, size, ret_buf);
 	/* From the private word of the class. */
@@ -91,6 +94,24 @@ int wharf_buf_claim(wharf_pool *pool, size_t size, struct wharf_buf *ret_buf)
 	fill(ret_buf, pool, (char *)(uintptr_t)local->data + ((size_t)first << shift), size,
 		atomic_load_explicit(&local->where, memory_order_relaxed) + wh_place(0, first, (uint32_t)more + 1));
 	return 0;
+}
+
+static __attribute__((noinline)) int claim_unusually(struct wharf_pool *pool, size_t size, struct wharf_buf *ret_buf)
+{
+	const struct wh_full_lease *lease;
+	int error = wh_forked() ? -ECHILD : claim_fast(pool, size, ret_buf);
+
+	if (error || !wh_pool_local(pool))
+		return error;
+	lease = pool->local_lease;
+	if (lease->observer && (*lease->observer->claims_left)-- > 0)
+		wh_lease_tell(lease, WH_LEASE_CLAIMED, size);
+	return 0;
+}
+
+int wharf_buf_claim(wharf_pool *pool, size_t size, struct wharf_buf *ret_buf)
+{
+	return wh_usual() ? claim_fast(pool, size, ret_buf) : claim_unusually(pool, size, ret_buf);
 }
 
 int wharf_buf_claim_wait(wharf_pool *pool, size_t size, int64_t timeout_ns, struct wharf_buf *ret_buf)

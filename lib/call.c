@@ -63,6 +63,7 @@ void wh_call_finish(struct wh_call *call, struct wharf_end end, uint32_t farewel
 		wh_flow_ref(&call->flow);
 		wh_list_append(&port->ended_calls, &call->ended);
 	}
+	wh_trace(port->source.loop, port, WH_TRACE_CALL_END, call->flow.id, end.reason);
 	out_of_time(call);
 	if (farewell)
 		wh_flow_leave(&call->flow, farewell, end.app_code);

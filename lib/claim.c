@@ -207,6 +207,7 @@ static bool try_word(struct wharf_pool *pool, struct wh_full_lease *lease, unsig
 	if (first < 0 && lease && wh_lease_has_map(lease, slot)) {
 		uint64_t bits = wh_lease_harvest_word(lease, slot, word, &lease->returned_here);
 		if (bits) {
+			wh_lease_tell_returned(lease, slot, bits);
 			wh_word_free(free, bits);
 			first = wh_word_claim(free, n);
 		}
@@ -351,6 +352,7 @@ static bool refill(struct wharf_pool *pool, unsigned class, unsigned n)
 		uint64_t bits = 0;
 		if (wh_lease_has_map(lease, slot))
 			bits = wh_lease_harvest_word(lease, slot, word, &lease->returned_here);
+		wh_lease_tell_returned(lease, slot, bits);
 		c->lap_chunks += WH_WORD_CHUNKS;
 		if (wh_run_starts(bits | atomic_load_explicit(free, memory_order_relaxed), n))
 			bits |= wh_word_take(free);

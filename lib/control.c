@@ -19,6 +19,7 @@
 enum {
 	ARENA_BYTES = 256 << 20,  /* address space, not memory: some 20000 pools in use */
 	RESERVE_BYTES = 64 << 10, /* taken from the kernel at once; guessed, never tuned */
+	WISH_BYTES = 4096,
 	ORDERS = 23,              /* 64 B << 22 is the whole arena */
 };
 
@@ -27,20 +28,24 @@ static struct {
 	char *base;
 	struct wh_control_header *header;
 	int fd;
+	const struct wh_trace_wish *wish; /* NULL: there is none */
+	int wish_fd;
 	bool hooked;
 	size_t used;             /* handed out at least once */
 	size_t reserved;         /* backed by pages */
 	uint32_t free[ORDERS];   /* positions; the next one is in a free block's first word */
 	uint64_t next_id;
 	struct wh_fork_hook hook;
-} arena = { .lock = PTHREAD_MUTEX_INITIALIZER, .fd = -1 };
+} arena = { .lock = PTHREAD_MUTEX_INITIALIZER, .fd = -1, .wish_fd = -1 };
 
 static void in_child(struct wh_fork_hook *hook)
 {
 	(void)hook;
 	if (arena.fd >= 0)
 		close(arena.fd);
-	arena.fd = -1;
+	if (arena.wish_fd >= 0)
+		close(arena.wish_fd);
+	arena.fd = arena.wish_fd = -1;
 }
 
 static uint64_t start_time(void)
@@ -79,14 +84,45 @@ static int reserve(char *base, size_t bytes)
 	return 0;
 }
 
+static int make_memfd(const char *name)
+{
+	int fd = memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING | MFD_NOEXEC_SEAL);
+
+	return fd < 0 && errno == EINVAL ? memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING) : fd;
+}
+
+/* Without it there are statistics all the same, and no trace. */
+static void make_wish(void)
+{
+	struct wh_trace_wish *wish;
+	int fd = make_memfd("wharf-trace");
+
+	if (fd < 0)
+		return;
+	if (fallocate(fd, 0, 0, WISH_BYTES) < 0 || fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) < 0)
+		goto fail;
+	wish = mmap(NULL, WISH_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	if (wish == MAP_FAILED)
+		goto fail;
+	if (madvise(wish, WISH_BYTES, MADV_DONTFORK) < 0) {
+		munmap(wish, WISH_BYTES);
+		goto fail;
+	}
+	wish->magic = WH_TRACE_MAGIC;
+	wish->version = WH_CONTROL_VERSION;
+	arena.wish = wish;
+	arena.wish_fd = fd;
+	return;
+fail:
+	close(fd);
+}
+
 static int arena_make(void)
 {
 	int error;
 	void *base = MAP_FAILED;
 
-	arena.fd = memfd_create("wharf-control", MFD_CLOEXEC | MFD_ALLOW_SEALING | MFD_NOEXEC_SEAL);
-	if (arena.fd < 0 && errno == EINVAL)
-		arena.fd = memfd_create("wharf-control", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+	arena.fd = make_memfd("wharf-control");
 	if (arena.fd < 0)
 		return -errno;
 	if (ftruncate(arena.fd, ARENA_BYTES) < 0)
@@ -113,6 +149,7 @@ static int arena_make(void)
 	arena.header->start_time = start_time();
 	arena.header->size = ARENA_BYTES;
 	atomic_store_explicit(&arena.header->used, arena.used, memory_order_relaxed);
+	make_wish();
 	/* Last: whoever sees the magic sees the rest. */
 	atomic_store_explicit(&arena.header->magic, WH_CONTROL_MAGIC, memory_order_release);
 	if (!arena.hooked) {
@@ -210,6 +247,17 @@ void wh_control_free(void *block, size_t bytes)
 	pthread_mutex_unlock(&arena.lock);
 }
 
+const struct wh_trace_wish *wh_control_wish(void)
+{
+	static const struct wh_trace_wish nobody;
+	const struct wh_trace_wish *wish;
+
+	pthread_mutex_lock(&arena.lock);
+	wish = arena.wish ? arena.wish : &nobody;
+	pthread_mutex_unlock(&arena.lock);
+	return wish;
+}
+
 void wh_control_change_begin(void)
 {
 	pthread_mutex_lock(&arena.lock);
@@ -259,8 +307,10 @@ static const struct links pool_links = { offsetof(struct wh_control_pool, next),
 	offsetof(struct wh_control_pool, previous) };
 static const struct links lease_links = { offsetof(struct wh_control_lease, next),
 	offsetof(struct wh_control_lease, previous) };
-static const struct links loop_links = { offsetof(struct wh_stats_loop, next), offsetof(struct wh_stats_loop, previous) };
-static const struct links port_links = { offsetof(struct wh_stats_port, next), offsetof(struct wh_stats_port, previous) };
+static const struct links loop_links = { offsetof(struct wh_stats_loop, next),
+	offsetof(struct wh_stats_loop, previous) };
+static const struct links port_links = { offsetof(struct wh_stats_port, next),
+	offsetof(struct wh_stats_port, previous) };
 
 void wh_control_add_pool(struct wh_control_pool *pool)
 {
@@ -351,5 +401,5 @@ void wh_control_restart(void)
 	in_child(NULL);
 	memset(&arena, 0, sizeof(arena));
 	arena.lock = (pthread_mutex_t)PTHREAD_MUTEX_INITIALIZER;
-	arena.fd = -1;
+	arena.fd = arena.wish_fd = -1;
 }

@@ -136,6 +136,9 @@ void wh_control_free(void *block, size_t bytes); /* takes NULL */
 bool wh_control_owns(const void *block); /* false: it is the heap's */
 uint32_t wh_control_position(const void *block); /* 0 of one that it does not own, and of NULL */
 
+/* What asks for a trace from outside (stats.h). Never NULL: where there is no such page, nobody ever asks. */
+const struct wh_trace_wish *wh_control_wish(void);
+
 /* Tables that an inspector walks change between these two. Not nested; hold no lock of another pool inside. */
 void wh_control_change_begin(void);
 void wh_control_change_end(void);

@@ -152,6 +152,8 @@ int wh_flow_new(struct wharf_port *port, enum wh_flow_kind kind, size_t bytes, u
 	flow->listed = flow->placed = true;
 	table->flows[index_of(kind, id)] = flow;
 	table->n++;
+	wh_trace(port->source.loop, port, wh_flow_is_call(flow) ? WH_TRACE_CALL : WH_TRACE_STREAM, id,
+		wh_flow_is_theirs(flow));
 	*ret_flow = flow;
 	return 0;
 }
@@ -182,6 +184,9 @@ struct wh_flow *wh_flow_resting(const struct wharf_port *port, enum wh_flow_kind
 void wh_flow_rest(struct wh_flow *flow)
 {
 	flow->listed = false;
+	if (!wh_flow_is_call(flow))
+		wh_trace(flow->port->source.loop, flow->port, WH_TRACE_STREAM_END, flow->id,
+			flow->farewell_code == WH_ABORT_DONE ? 0 : flow->farewell_code);
 	wh_outflow_drop(flow);
 	wh_flow_drop_input(flow);
 	if (wh_list_linked(&flow->in.credit_due))
@@ -218,10 +223,10 @@ void wh_flow_leave(struct wh_flow *flow, uint32_t code, uint32_t app_code)
 	bool too_many = false;
 
 	wh_assert(flow->listed && !flow->farewell);
+	flow->farewell_code = code;
 	/* What the peer has never heard of needs no farewell. */
 	if (theirs || flow->out.ordinal || flow->known) {
 		flow->farewell = true;
-		flow->farewell_code = code;
 		flow->farewell_app_code = app_code;
 		wh_list_append(&port->farewells, &wh_flow_ref(flow)->farewells);
 		wh_port_dirty(port);

@@ -7,7 +7,8 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-const volatile unsigned char *wh_guard_page;
+static const unsigned char no_page = WH_GUARD_USUAL;
+const volatile unsigned char *wh_guard_page = &no_page;
 _Thread_local const void *wh_current_loop __attribute__((tls_model("initial-exec")));
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
@@ -40,7 +41,7 @@ static int make_page(void)
 		munmap(page, size);
 		return error;
 	}
-	*page = 1;
+	*page = WH_GUARD_USUAL;
 	__atomic_store_n(&wh_guard_page, page, __ATOMIC_RELEASE);
 	return 0;
 }
@@ -51,10 +52,10 @@ int wh_guard_init(void)
 
 	if (wh_forked())
 		return -ECHILD;
-	if (wh_likely(__atomic_load_n(&wh_guard_page, __ATOMIC_ACQUIRE)))
+	if (wh_likely(__atomic_load_n(&wh_guard_page, __ATOMIC_ACQUIRE) != &no_page))
 		return 0;
 	pthread_mutex_lock(&lock);
-	if (!wh_guard_page)
+	if (wh_guard_page == &no_page)
 		error = make_page();
 	if (!error && !handlers_set) {
 		error = -pthread_atfork(before_fork, in_parent, in_child);
@@ -62,6 +63,15 @@ int wh_guard_init(void)
 	}
 	pthread_mutex_unlock(&lock);
 	return error;
+}
+
+void wh_guard_watch(bool watched)
+{
+	unsigned char *page = (unsigned char *)(uintptr_t)__atomic_load_n(&wh_guard_page, __ATOMIC_ACQUIRE);
+	unsigned char now = watched ? WH_GUARD_WATCHED : WH_GUARD_USUAL;
+
+	if (__atomic_load_n(page, __ATOMIC_RELAXED) != now)
+		__atomic_store_n(page, now, __ATOMIC_RELAXED);
 }
 
 void wh_guard_add(struct wh_fork_hook *hook)

@@ -5,15 +5,29 @@
 
 #include "base.h"
 
-/* First byte 1 in the process that made the page; the kernel zeroes it in a forked child (MADV_WIPEONFORK). */
+/*
+ * First byte one of these in the process that made the page; the kernel zeroes it in a forked child (MADV_WIPEONFORK).
+ * Until there is that page it is another one, of a process that is not forked. Where each nanosecond counts, one look
+ * tells whether anything is unusual.
+ */
+enum { WH_GUARD_USUAL = 1, WH_GUARD_WATCHED = 3 };
 extern const volatile unsigned char *wh_guard_page;
 
 static inline bool wh_forked(void)
 {
 	/* Another thread may be making it: with this, what it wrote is seen. */
 	const volatile unsigned char *page = __atomic_load_n(&wh_guard_page, __ATOMIC_ACQUIRE);
-	return wh_unlikely(page && !*page);
+	return wh_unlikely(!*page);
 }
+
+/* Neither a forked child nor watched (trace.h), as far as loops have seen in their turns. */
+static inline bool wh_usual(void)
+{
+	const volatile unsigned char *page = __atomic_load_n(&wh_guard_page, __ATOMIC_ACQUIRE);
+	return wh_likely(__atomic_load_n(page, __ATOMIC_RELAXED) == WH_GUARD_USUAL);
+}
+
+void wh_guard_watch(bool watched); /* by loops; not in a forked child */
 
 /* The loop that this thread is running, from its first step on until it steps another; NULL for other threads. */
 extern _Thread_local const void *wh_current_loop __attribute__((tls_model("initial-exec")));

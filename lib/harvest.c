@@ -41,6 +41,7 @@ static uint64_t harvest_word(struct wh_full_lease *lease, unsigned slot, unsigne
 	if (bits) {
 		wh_word_free(&s->control->free[word], bits);
 		pool->freed = true;
+		wh_lease_tell_returned(lease, slot, bits);
 	}
 	return bits;
 }

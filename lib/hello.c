@@ -122,6 +122,7 @@ void wh_port_take_hello(struct wharf_port *port, const struct wh_hello *theirs, 
 		return;
 	}
 	port->said_hello = port->limits.said_hello = true;
+	wh_trace(port->source.loop, port, WH_TRACE_OPEN, (uint64_t)port->peer.pid, 0);
 	port->peer.version = WH_WIRE_VERSION;
 	port->peer_pieces = theirs->features & WH_FEATURE_PIECES;
 	wh_port_limit_messages(port, port->peer.message_bytes_max);

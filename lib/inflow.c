@@ -97,6 +97,7 @@ void wh_flow_deliver(struct wh_flow *flow, struct wh_message *m)
 		}
 	}
 	wh_port_sum(port, rx_messages, 1);
+	wh_trace_often(port->source.loop, port, WH_OFTEN_RECEIVE, m->pub.size, m->pub.type);
 	dispatch(flow, &copy->pub);
 	if (copy != m) {
 		copy->is_taken = false; /* was about the borrowed one */
@@ -565,6 +566,7 @@ void wh_flow_on_abort(struct wharf_port *port, const struct wh_abort *abort)
 	} else if (!flow) {
 		return;
 	} else {
+		flow->farewell_code = abort->code;
 		wh_flow_unlist(flow);
 	}
 	if (port->ops.on_stream_abort)

@@ -216,6 +216,11 @@ void wh_lease_detach(struct wh_lease *hot)
 	wharf_pool_unref(pool);
 }
 
+void wh_lease_observe(struct wh_lease *lease, const struct wh_lease_observer *observer)
+{
+	wh_full(lease)->observer = observer;
+}
+
 bool wh_lease_shared(const struct wh_lease *lease) { return wh_full_const(lease)->pool->shared; }
 
 uint64_t wh_lease_id(const struct wh_lease *lease) { return wh_full_const(lease)->control->id; }

@@ -40,16 +40,14 @@ static void put_text(char *field, const char *text, size_t size)
 
 static void begin(_Atomic uint32_t *sequence)
 {
-	atomic_store_explicit(
-		sequence, atomic_load_explicit(sequence, memory_order_relaxed) + 1, memory_order_relaxed);
+	atomic_store_explicit(sequence, atomic_load_explicit(sequence, memory_order_relaxed) + 1, memory_order_relaxed);
 	/* No field's store comes before that one. */
 	atomic_thread_fence(memory_order_release);
 }
 
 static void end(_Atomic uint32_t *sequence)
 {
-	atomic_store_explicit(
-		sequence, atomic_load_explicit(sequence, memory_order_relaxed) + 1, memory_order_release);
+	atomic_store_explicit(sequence, atomic_load_explicit(sequence, memory_order_relaxed) + 1, memory_order_release);
 }
 
 static unsigned bucket_of(uint64_t ns)
@@ -90,12 +88,38 @@ static void free_block(struct wharf_loop *loop, void *block, size_t bytes)
 		wh_loop_dealloc(loop, block);
 }
 
-int wh_ledger_open_loop(struct wharf_loop *loop, bool seen)
+/* By any thread. */
+static void on_lease_news(void *owner, enum wh_lease_news news, uint64_t bytes)
+{
+	struct wharf_port *port = owner;
+	struct wharf_loop *loop = port->source.loop;
+
+	if (wh_current_loop != loop)
+		return;
+	switch (news) {
+	case WH_LEASE_CLAIMED:
+		wh_trace_note_often(loop, port, WH_OFTEN_CLAIM, bytes, 0);
+		break;
+	case WH_LEASE_REFUSED:
+		port->tally.claim_refused = true;
+		wh_ledger_block(port);
+		break;
+	case WH_LEASE_RETURNED:
+		wh_trace(loop, port, WH_TRACE_RETURN, bytes, 0);
+		break;
+	}
+}
+
+int wh_ledger_open_loop(struct wharf_loop *loop, uint32_t flags)
 {
 	wh_list_init(&loop->touched);
-	loop->seen = seen;
-	loop->stats = open_block(loop, sizeof(*loop->stats), seen);
-	return loop->stats ? 0 : -ENOMEM;
+	loop->seen = !(flags & WHARF_LOOP_UNSEEN);
+	loop->stats = open_block(loop, sizeof(*loop->stats), loop->seen);
+	if (!loop->stats)
+		return -ENOMEM;
+	loop->observer = (struct wh_lease_observer){ on_lease_news, &loop->trace.left[WH_OFTEN_CLAIM] };
+	wh_trace_open(loop, flags & WHARF_LOOP_TRACE);
+	return 0;
 }
 
 void wh_ledger_enter_loop(struct wharf_loop *loop)
@@ -108,7 +132,11 @@ void wh_ledger_enter_loop(struct wharf_loop *loop)
 	wh_control_add_loop(s);
 }
 
-void wh_ledger_close_loop(struct wharf_loop *loop) { wh_control_remove_loop(loop->stats); }
+void wh_ledger_close_loop(struct wharf_loop *loop)
+{
+	wh_trace_close(loop);
+	wh_control_remove_loop(loop->stats);
+}
 
 void wh_ledger_free_loop(struct wharf_loop *loop) { free_block(loop, loop->stats, sizeof(*loop->stats)); }
 
@@ -128,6 +156,7 @@ void wh_ledger_enter_port(struct wharf_port *port)
 
 	port->tally.position = wh_control_position(s);
 	s->opened_ns = loop->turn_ns;
+	wh_lease_observe(port->lease, &loop->observer);
 	wh_lease_positions(port->lease, &s->pool, &s->lease);
 	wh_ledger_publish_port(port);
 	wh_control_add_port(loop->stats, s);
@@ -162,10 +191,7 @@ void wh_ledger_close_port(struct wharf_port *port)
 	wh_loop_count(loop, ports_closed, 1);
 }
 
-void wh_ledger_free_port(struct wharf_port *port)
-{
-	free_block(port->source.loop, port->stats, sizeof(*port->stats));
-}
+void wh_ledger_free_port(struct wharf_port *port) { free_block(port->source.loop, port->stats, sizeof(*port->stats)); }
 
 /* ---- Ports ---- */
 
@@ -254,12 +280,19 @@ void wh_ledger_publish_port(struct wharf_port *port)
 	list(port, listed_as(port));
 }
 
+/* The peer's word: of another clock, it says nothing. */
+uint64_t wh_lag(const struct wharf_port *port, uint64_t sent_ns)
+{
+	const struct wharf_loop *loop = port->source.loop;
+
+	return sent_ns < loop->turn_ns ? loop->turn_ns - sent_ns : 0;
+}
+
 void wh_ledger_frame(struct wharf_port *port, uint64_t sent_ns)
 {
 	const struct wharf_loop *loop = port->source.loop;
 	struct wh_stats_port *s = port->stats;
-	/* The peer's word: of another clock, it says nothing. */
-	uint64_t lag_ns = sent_ns < loop->turn_ns ? loop->turn_ns - sent_ns : 0;
+	uint64_t lag_ns = wh_lag(port, sent_ns);
 
 	if (!loop->seen)
 		return;
@@ -271,10 +304,7 @@ void wh_ledger_frame(struct wharf_port *port, uint64_t sent_ns)
 }
 
 /* Between turns it is later than the last one. Rare: once until on_writable. */
-static uint64_t now_of(const struct wharf_loop *loop)
-{
-	return loop->in_step ? loop->turn_ns : wh_loop_clock(loop);
-}
+static uint64_t now_of(const struct wharf_loop *loop) { return loop->in_step ? loop->turn_ns : wh_loop_clock(loop); }
 
 void wh_ledger_block(struct wharf_port *port)
 {
@@ -322,10 +352,7 @@ void wh_ledger_embed(struct wharf_loop *loop)
 	wh_engine_describe(loop->engine, loop->stats);
 }
 
-void wh_ledger_break(struct wharf_loop *loop, int error)
-{
-	put32((uint32_t *)&loop->stats->broken, (uint32_t)-error);
-}
+void wh_ledger_break(struct wharf_loop *loop, int error) { put32((uint32_t *)&loop->stats->broken, (uint32_t)-error); }
 
 static void enter_phase(struct wharf_loop *loop, enum wh_stats_phase phase, uint64_t now_ns)
 {
@@ -341,6 +368,7 @@ static void end_work(struct wharf_loop *loop, uint64_t now_ns)
 
 	if (atomic_load_explicit(&loop->stats->phase, memory_order_relaxed) != WH_PHASE_WORKS)
 		return;
+	loop->trace.worked_ns = ns;
 	wh_loop_count(loop, busy_ns, ns);
 	wh_loop_count(loop, turn[bucket_of(ns)], 1);
 	raise_to(&loop->stats->longest_turn_ns, ns);
@@ -358,12 +386,13 @@ static void count_engine(struct wharf_loop *loop)
 	put64(&s->wakes, engine->n_wakes);
 }
 
-void wh_ledger_wait(struct wharf_loop *loop, uint64_t now_ns)
+void wh_ledger_wait(struct wharf_loop *loop, uint64_t now_ns, int64_t timeout_ns)
 {
 	if (!loop->seen)
 		return;
 	end_work(loop, now_ns);
 	enter_phase(loop, WH_PHASE_WAITS, now_ns);
+	wh_trace(loop, NULL, WH_TRACE_SLEEP, timeout_ns < 0 ? UINT64_MAX : (uint64_t)timeout_ns, 0);
 }
 
 /* Of CLOCK_MONOTONIC, whatever clock the loop has: one store in a millisecond, of whichever loop comes first. */
@@ -397,6 +426,9 @@ void wh_ledger_work(struct wharf_loop *loop, uint64_t now_ns)
 	wh_loop_count(loop, turns, 1);
 	enter_phase(loop, WH_PHASE_WORKS, now_ns);
 	count_engine(loop);
+	wh_trace_look(loop);
+	if (loop->engine->n_events)
+		wh_trace(loop, NULL, WH_TRACE_TURN, loop->engine->n_events, loop->trace.worked_ns);
 }
 
 static uint64_t first_deadline(const struct wharf_loop *loop)
@@ -428,6 +460,8 @@ void wh_ledger_publish(struct wharf_loop *loop)
 	put32(&s->n_ending, loop->n_listed[ENDING]);
 	put64(&s->next_deadline_ns, first_deadline(loop));
 	end(&s->sequence);
+	if (loop->trace.on)
+		wh_trace_tell_skipped(loop);
 }
 
 void wh_ledger_leave(struct wharf_loop *loop, uint64_t now_ns)

@@ -9,6 +9,7 @@
 #define WH_LEDGER_H
 
 #include "list.h"
+#include "pool.h"
 #include "stats.h"
 
 struct wharf_loop;
@@ -42,10 +43,10 @@ static inline void wh_count(uint64_t *counter, uint64_t n)
 #define wh_loop_count(loop, what, n) wh_count(&(loop)->stats->what, (n))
 
 /*
- * A block in control memory or, where that cannot be had, in the heap. seen: false: the heap, on purpose. 0; -ENOMEM.
+ * A block in control memory or, where that cannot be had, or with WHARF_LOOP_UNSEEN, in the heap. 0; -ENOMEM.
  * close: nobody outside finds it any more; free: any thread, when nobody uses it any more.
  */
-int wh_ledger_open_loop(struct wharf_loop *loop, bool seen);
+int wh_ledger_open_loop(struct wharf_loop *loop, uint32_t flags); /* WHARF_LOOP_* */
 void wh_ledger_enter_loop(struct wharf_loop *loop); /* once its engine is there */
 void wh_ledger_close_loop(struct wharf_loop *loop);
 void wh_ledger_free_loop(struct wharf_loop *loop);
@@ -58,7 +59,7 @@ void wh_ledger_free_port(struct wharf_port *port);
 /* ---- Turns ---- */
 
 void wh_ledger_own(struct wharf_loop *loop);                      /* this thread steps it */
-void wh_ledger_wait(struct wharf_loop *loop, uint64_t now_ns);    /* it goes to sleep */
+void wh_ledger_wait(struct wharf_loop *loop, uint64_t now_ns, int64_t timeout_ns); /* it goes to sleep */
 void wh_ledger_work(struct wharf_loop *loop, uint64_t now_ns);    /* a turn begins: sets turn_ns */
 void wh_ledger_publish(struct wharf_loop *loop);                  /* its end */
 void wh_ledger_leave(struct wharf_loop *loop, uint64_t now_ns);   /* back to the host */
@@ -69,6 +70,7 @@ void wh_ledger_break(struct wharf_loop *loop, int error);
 
 void wh_ledger_touch_slowly(struct wharf_port *port);
 void wh_ledger_publish_port(struct wharf_port *port);             /* at once */
+uint64_t wh_lag(const struct wharf_port *port, uint64_t sent_ns);
 void wh_ledger_frame(struct wharf_port *port, uint64_t sent_ns);  /* a frame was handled */
 void wh_ledger_block(struct wharf_port *port);                    /* a send or a claim was refused */
 void wh_ledger_unblock(struct wharf_port *port, bool told);       /* told: on_writable is due. Else it may be */

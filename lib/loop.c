@@ -14,7 +14,7 @@
 #include "port.h"
 
 enum {
-	LOOP_FLAGS = WHARF_LOOP_UNSEEN,
+	LOOP_FLAGS = WHARF_LOOP_UNSEEN | WHARF_LOOP_TRACE,
 	RX_BUFFERS = 64, /* 2 MiB of frames in the kernel's hands; more did not help the throughput of one port */
 	WAITING_PER_TURN = 16, /* that are tried though the kernel has not said that there is room */
 	EVENTS_PER_TURN =
@@ -87,7 +87,8 @@ static int read_options(const struct wharf_loop_options *given, struct wharf_loo
 
 	if (error)
 		return error;
-	if (o->flags & ~(uint32_t)LOOP_FLAGS || o->engine > WHARF_ENGINE_EPOLL || !o->alloc != !o->free)
+	if (o->flags & ~(uint32_t)LOOP_FLAGS || o->flags == LOOP_FLAGS || o->engine > WHARF_ENGINE_EPOLL ||
+		!o->alloc != !o->free)
 		return -EINVAL;
 	if (!o->rx_buffers)
 		o->rx_buffers = RX_BUFFERS;
@@ -160,7 +161,7 @@ int wharf_loop_new(const struct wharf_loop_options *options, wharf_loop **ret_lo
 	pthread_mutex_init(&loop->kick_lock, NULL);
 	error = wh_outframes_init(loop);
 	if (!error)
-		error = wh_ledger_open_loop(loop, !(o.flags & WHARF_LOOP_UNSEEN));
+		error = wh_ledger_open_loop(loop, o.flags);
 	if (!error)
 		error = open_engine(loop, &o);
 	if (error) {
@@ -356,10 +357,10 @@ static int wait_for_events(struct wharf_loop *loop, int64_t timeout_ns)
 	if (timeout_ns == 0 || work_waits(loop))
 		return wh_engine_turn(loop->engine, 0);
 	now_ns = wh_loop_clock(loop);
-	wh_ledger_wait(loop, now_ns);
 	deadline_ns = next_deadline(loop, now_ns);
 	if (deadline_ns >= 0 && (timeout_ns < 0 || deadline_ns < timeout_ns))
 		timeout_ns = deadline_ns;
+	wh_ledger_wait(loop, now_ns, timeout_ns);
 	if (loop->spin_ns) {
 		spin_ns = timeout_ns < 0 ? loop->spin_ns : wh_min(loop->spin_ns, (size_t)timeout_ns);
 		n = spin(loop, now_ns + spin_ns);

@@ -11,6 +11,7 @@
 #include "list.h"
 #include "post.h"
 #include "timer.h"
+#include "trace.h"
 #include "wharf.h"
 
 struct wh_outframe;
@@ -69,6 +70,8 @@ struct wharf_loop {
 	bool seen;                  /* by whoever looks from outside: else nothing is published */
 	struct wh_list touched;     /* ports to publish */
 	uint32_t n_listed[4];       /* those that are dirty, waiting, ready, ending: as published */
+	struct wh_trace trace;
+	struct wh_lease_observer observer; /* of what its ports claim */
 
 	pthread_mutex_t kick_lock;  /* kicks, posts and the life of the engine against other threads */
 	struct wh_kick *_Atomic kicked;
@@ -93,6 +96,20 @@ struct wharf_loop {
 static inline void wh_loop_enter(struct wharf_loop *loop, uint32_t position)
 {
 	atomic_store_explicit(&loop->stats->in_port, position, memory_order_relaxed);
+}
+
+/* As wh_trace, of what comes with each message. The first where somebody is known to look. */
+static inline void wh_trace_watched(
+	struct wharf_loop *loop, const struct wharf_port *port, enum wh_often often, uint64_t a, uint64_t b)
+{
+	if (loop->trace.left[often]-- > 0)
+		wh_trace_note_often(loop, port, often, a, b);
+}
+static inline void wh_trace_often(
+	struct wharf_loop *loop, const struct wharf_port *port, enum wh_often often, uint64_t a, uint64_t b)
+{
+	if (wh_is_watched())
+		wh_trace_watched(loop, port, often, a, b);
 }
 
 static inline void *wh_loop_alloc(struct wharf_loop *loop, size_t bytes) { return loop->alloc(bytes, loop->user); }

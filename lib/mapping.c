@@ -18,6 +18,7 @@ void wh_port_flush_released(struct wharf_port *port, struct wh_accumulator *a)
 	if (!a->bits)
 		return;
 	view = port->views[a->slot];
+	wh_trace_often(port->source.loop, port, WH_OFTEN_RELEASE, a->bits, (uint64_t)a->slot << 32 | a->word);
 	if (wh_view_release(view, a->word, a->bits)) {
 		port->wake_due = true;
 		if (!port->shut)

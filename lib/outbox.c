@@ -121,6 +121,7 @@ enum wh_encoded wh_outbox_announce(struct wharf_port *port, uint16_t slot, int *
 		return WH_ENCODE_FAILED;
 	}
 	port->tx_mapped_bytes += bytes;
+	wh_trace(port->source.loop, port, WH_TRACE_ANNOUNCE, slot, bytes);
 	wh_outframe_announce(port->open, &a);
 	port->open->data = true;
 	wh_lease_announced(port->lease, slot, false);

@@ -228,6 +228,7 @@ static void encode_controls(struct wharf_port *port, struct wh_outframe *frame)
 		if (wh_encode_control(encoder, WH_RECORD_WAKE, &wake, 0)) {
 			port->wake_due = false;
 			wh_port_count(port, wakes_sent, 1);
+			wh_trace(port->source.loop, port, WH_TRACE_WAKE_OUT, 0, 0);
 		}
 	}
 	if (port->slots_due)
@@ -290,6 +291,8 @@ static void frame_sent(struct wharf_port *port, struct wh_outframe *frame)
 	wh_port_sum(port, tx_messages, frame->n_messages);
 	wh_port_sum(port, tx_bytes, frame->n_bytes);
 	port->tally.news |= WH_NEWS_SENT;
+	wh_trace(port->source.loop, port, WH_TRACE_FRAME_OUT, frame->ordinal,
+		(uint64_t)frame->n_messages << 32 | frame->tx.size);
 	port->backoff_ns = 0;
 	if (frame->ordinal)
 		port->sent_ordinal = frame->ordinal;
@@ -340,6 +343,7 @@ bool wh_port_reap(struct wharf_port *port)
 		return true;
 	case -EAGAIN:
 		wh_port_count(port, tx_socket_full, 1);
+		wh_trace(loop, port, WH_TRACE_FULL, frame->ordinal, 0);
 		port->stuck = frame;
 		if (!wh_list_linked(&port->waiting))
 			wh_list_append(&loop->waiting, &port->waiting);

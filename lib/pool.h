@@ -267,6 +267,20 @@ static inline void wh_lease_look_at_clock(struct wh_lease *lease)
 	lease->now = atomic_load_explicit(&wh_pool_now, memory_order_relaxed);
 }
 
+/* What a port hears of its pool besides. bytes: of the claim, or that came back. */
+enum wh_lease_news { WH_LEASE_CLAIMED, WH_LEASE_REFUSED, WH_LEASE_RETURNED };
+
+/*
+ * Is told of claims from a private pool by its loop's thread, and of what comes back; while somebody looks (trace.h), but
+ * of refusals always. Each claim takes one of *claims_left, and is told of if there was one. Perhaps under the pool's
+ * lock, and of what comes back by any thread: it must not call back.
+ */
+struct wh_lease_observer {
+	void (*tell)(void *owner, enum wh_lease_news news, uint64_t bytes);
+	int64_t *claims_left;
+};
+void wh_lease_observe(struct wh_lease *lease, const struct wh_lease_observer *observer); /* as long as the lease */
+
 /* Once per turn in which the port sends: growth budget, window upkeep. */
 void wh_lease_turn(struct wh_lease *lease, uint32_t turn);
 

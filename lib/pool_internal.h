@@ -50,6 +50,7 @@
 #include "guard.h"
 #include "pool.h"
 #include "segment.h"
+#include "trace.h"
 
 enum {
 	WH_CLASSES = 9,
@@ -134,6 +135,7 @@ struct wh_full_lease {
 	uint32_t n_held;                   /* pending entries older than wh_lease_hold */
 	void (*kick)(void *owner);
 	void *owner;
+	const struct wh_lease_observer *observer;
 	_Atomic bool kicked;               /* and neither wh_pool_room nor wh_lease_next_retire was called since */
 	_Atomic bool poisoned;
 	bool wanted;                       /* every release map is marked; counted in pool->n_marked */
@@ -435,6 +437,20 @@ static inline uint64_t wh_lease_harvest_word(struct wh_full_lease *lease, unsign
 		atomic_store_explicit(&ls->proven, true, memory_order_relaxed);
 	wh_lease_add(returned, (uint64_t)wh_bits_count(released) << wh_class_shift(s->class));
 	return wh_slot_let_go(s, word, released);
+}
+
+static inline void wh_lease_tell(const struct wh_full_lease *lease, enum wh_lease_news news, uint64_t bytes)
+{
+	if (lease->observer)
+		lease->observer->tell(lease->owner, news, bytes);
+}
+
+/* Of what was made free by a harvest. */
+static inline void wh_lease_tell_returned(const struct wh_full_lease *lease, unsigned slot, uint64_t bits)
+{
+	if (wh_is_watched() && bits)
+		wh_lease_tell(lease, WH_LEASE_RETURNED,
+			(uint64_t)wh_bits_count(bits) << wh_class_shift(lease->pool->slots[slot]->class));
 }
 
 /* ---- room.c ---- */

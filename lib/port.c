@@ -72,6 +72,7 @@ void wh_port_end(struct wharf_port *port, uint32_t code, int error, const char *
 	port->reason.code = code;
 	port->reason.error = error;
 	port->tally.news |= WH_NEWS_ENDS;
+	wh_trace(port->source.loop, port, WH_TRACE_CLOSE, code, (uint64_t)error);
 	/* What the kernel has taken by now is not unsent. */
 	wh_engine_submit(port->source.loop->engine);
 	wh_port_reap(port);
@@ -181,8 +182,10 @@ void wh_port_progress(struct wharf_port *port)
 
 void wh_port_violation(struct wharf_port *port, const char *why)
 {
-	if (port->state < WH_PORT_ENDING)
+	if (port->state < WH_PORT_ENDING) {
 		wh_loop_count(port->source.loop, violations, 1);
+		wh_trace(port->source.loop, port, WH_TRACE_VIOLATION, 0, 0);
+	}
 	wh_port_fail(port, WHARF_CLOSE_VIOLATION, EPROTO, WH_BYE_REFUSED, why, "peer %d broke the protocol: %s",
 		(int)port->peer.pid, why);
 }
@@ -325,6 +328,7 @@ static void on_pool_room(struct wharf_port *port)
 		return;
 	}
 	while (wh_lease_next_retire(port->lease, &slot)) {
+		wh_trace(port->source.loop, port, WH_TRACE_RETIRE, slot, 0);
 		port->retire_asks[slot / 64] |= 1ull << (slot % 64);
 		port->announce_again[slot / 64] &= ~(1ull << (slot % 64));
 		port->slots_due = true;

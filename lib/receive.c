@@ -83,6 +83,7 @@ static void handle_control(struct wharf_port *port, const struct wh_record *r, s
 	case WH_RECORD_WAKE:
 		/* Once per frame, however many a hostile peer puts into it: harvesting looks at all that is lent. */
 		wh_port_count(port, wakes_received, 1);
+		wh_trace(port->source.loop, port, WH_TRACE_WAKE_IN, 0, 0);
 		port->harvest_due = true;
 		break;
 	case WH_RECORD_CREDIT:
@@ -130,6 +131,7 @@ static const struct wh_record *deliver(struct wharf_port *port, const struct wh_
 	};
 	uint64_t n_messages = 0, n_bytes = 0;
 	const bool lost = port->n_lost; /* more are lost only with the last record */
+	const bool watched = wh_is_watched();
 
 	for (; r != end && !stopped(port); r = wh_record_next(r)) {
 		const struct wh_run *run;
@@ -169,6 +171,8 @@ static const struct wh_record *deliver(struct wharf_port *port, const struct wh_
 		m.runs = run;
 		n_messages++;
 		n_bytes += run->size;
+		if (wh_unlikely(watched))
+			wh_trace_watched(port->source.loop, port, WH_OFTEN_RECEIVE, run->size, m.pub.type);
 		if (port->ops.on_message)
 			port->ops.on_message(port, &m.pub, port->user);
 		if (wh_unlikely(m.is_taken))
@@ -436,6 +440,8 @@ static void receive(struct wharf_port *port, struct wh_event *event)
 	rx.data = is_data(port, frame);
 	wh_port_sum(port, rx_frames, 1);
 	port->tally.news |= WH_NEWS_RECEIVED;
+	wh_trace(port->source.loop, port, WH_TRACE_FRAME_IN, wh_lag(port, frame->turn_ns),
+		(uint64_t)frame->n_records << 32 | frame->size);
 	wh_port_reap(port);
 	wh_port_read_by_peer(port, frame->consumed);
 	if (port->state >= WH_PORT_ENDING)

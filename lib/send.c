@@ -165,6 +165,7 @@ static int refuse(const struct wh_outmsg *m, const struct wh_demand *d)
 	wh_outflow_block(m->flow, d);
 	wh_port_count(m->flow->port, tx_again, 1);
 	wh_ledger_block(m->flow->port);
+	wh_trace(m->flow->port->source.loop, m->flow->port, WH_TRACE_AGAIN, m->left_bytes, EAGAIN);
 	return -EAGAIN;
 }
 
@@ -224,6 +225,7 @@ int wh_port_send(struct wharf_port *port, struct wh_outmsg *m, const struct whar
 	wh_out_empty(out);
 	if (error == WHARF_SENT_DROPPED)
 		return error;
+	wh_trace_often(port->source.loop, port, WH_OFTEN_SEND, bytes, m->type);
 	port->tx_fds_queued += m->n_fds;
 	m->flow->out.begun = true;
 	m->flow->out.ended = m->end;
@@ -289,8 +291,7 @@ static inline int encoded(struct wharf_port *port, struct wh_outframe *open, siz
 
 static inline bool takes_plain(const struct wharf_port *port, const struct wh_outframe *open, size_t size)
 {
-	return wh_likely(open && port->tx_plain && !wh_forked() && size < port->tx_fast_bytes_end &&
-		open->n_bytes < port->flush_bytes);
+	return wh_likely(open && port->tx_plain && size < port->tx_fast_bytes_end && open->n_bytes < port->flush_bytes);
 }
 
 static __attribute__((noinline)) int send_buf_slowly(struct wharf_port *port, uint32_t type, struct wharf_buf *buf)
@@ -312,19 +313,17 @@ static __attribute__((noinline)) int send_buf_from_next_word(
 		return send_buf_slowly(port, type, buf);
 	}
 	*buf = (struct wharf_buf)WHARF_BUF_EMPTY;
+	wh_trace_often(port->source.loop, port, WH_OFTEN_SEND, run.size, type);
 	return encoded(port, port->open, run.size);
 }
 
-int wharf_send_buf(wharf_port *port, uint32_t type, struct wharf_buf *buf)
+static inline __attribute__((always_inline)) int send_buf(
+	struct wharf_port *port, uint32_t type, struct wharf_buf *buf, bool watched)
 {
-	struct wh_outframe *open;
+	struct wh_outframe *open = port->open;
 	struct wh_run *run;
-	size_t size;
+	size_t size = buf->size;
 
-	if (wh_unlikely(!port || !buf))
-		return -EINVAL;
-	open = port->open;
-	size = buf->size;
 	if (!takes_plain(port, open, size) || wh_unlikely(!wh_encoder_takes(&open->encoder, RUN_RECORD)))
 		return send_buf_slowly(port, type, buf);
 	if (wh_unlikely(!wh_lease_at_word(port->lease, buf)))
@@ -333,7 +332,21 @@ int wharf_send_buf(wharf_port *port, uint32_t type, struct wharf_buf *buf)
 	wh_lease_lend_here(port->lease, buf, run);
 	buf->data = NULL;
 	buf->size = 0;
+	if (watched)
+		wh_trace_watched(port->source.loop, port, WH_OFTEN_SEND, size, type);
 	return encoded(port, open, size);
+}
+
+static __attribute__((noinline)) int send_buf_unusually(struct wharf_port *port, uint32_t type, struct wharf_buf *buf)
+{
+	return wh_forked() ? -ECHILD : send_buf(port, type, buf, true);
+}
+
+int wharf_send_buf(wharf_port *port, uint32_t type, struct wharf_buf *buf)
+{
+	if (wh_unlikely(!port || !buf))
+		return -EINVAL;
+	return wh_usual() ? send_buf(port, type, buf, false) : send_buf_unusually(port, type, buf);
 }
 
 static __attribute__((noinline)) int send_bytes_slowly(
@@ -344,16 +357,29 @@ static __attribute__((noinline)) int send_bytes_slowly(
 			.type = type, .parts = &(struct wharf_part){ .bytes = bytes, .size = size }, .n_parts = 1 });
 }
 
-int wharf_send_bytes(wharf_port *port, uint32_t type, const void *bytes, size_t size)
+static inline __attribute__((always_inline)) int send_bytes(
+	struct wharf_port *port, uint32_t type, const void *bytes, size_t size, bool watched)
 {
-	struct wh_outframe *open;
+	struct wh_outframe *open = port->open;
 
-	if (wh_unlikely(!port))
-		return -EINVAL;
-	open = port->open;
 	if (!takes_plain(port, open, size) || wh_unlikely(size > wh_port_message_room(port) || (size && !bytes)))
 		return send_bytes_slowly(port, type, bytes, size);
 	if (wh_unlikely(!wh_encode_bytes(&open->encoder, type, bytes, (uint32_t)size)))
 		return send_bytes_slowly(port, type, bytes, size);
+	if (watched)
+		wh_trace_watched(port->source.loop, port, WH_OFTEN_SEND, size, type);
 	return encoded(port, open, size);
+}
+
+static __attribute__((noinline)) int send_bytes_unusually(
+	struct wharf_port *port, uint32_t type, const void *bytes, size_t size)
+{
+	return wh_forked() ? -ECHILD : send_bytes(port, type, bytes, size, true);
+}
+
+int wharf_send_bytes(wharf_port *port, uint32_t type, const void *bytes, size_t size)
+{
+	if (wh_unlikely(!port))
+		return -EINVAL;
+	return wh_usual() ? send_bytes(port, type, bytes, size, false) : send_bytes_unusually(port, type, bytes, size);
 }

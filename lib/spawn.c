@@ -184,6 +184,7 @@ int wharf_fork_child(void)
 		return 0;
 	if (!error) {
 		wh_control_restart();
+	wh_trace_restart();
 		wh_pool_restart();
 	}
 	return error;

@@ -147,7 +147,9 @@ struct wh_stats_port {
 	uint64_t last_tx_ns, last_rx_ns;  /* (s) turns in which a frame left, or came */
 	uint64_t unread_since_ns;         /* (s) the peer has not read anything since, though there is something; 0: it has */
 	uint64_t blocked_since_ns;        /* (s) 0: not WH_STATS_BLOCKED */
-	uint64_t blocked_ns, longest_blocked_ns; /* (s) in all, and at once, but for the time that is going on */
+	/* (s) in all, and at once, but for the time that is going on. Of claims only those from the port's own pool, by its
+	 * loop's thread */
+	uint64_t blocked_ns, longest_blocked_ns;
 	uint64_t lag_ns, longest_lag_ns;  /* (s) of frames received: see wh_stats_loop.lag */
 	struct wh_stats_counts counts;
 	uint32_t close_code;              /* (s) WHARF_CLOSE_*, 0: it lives */
@@ -159,14 +161,15 @@ struct wh_stats_port {
 };
 
 /*
- * Events, newest last: entry i % n_entries of the i-th. head is stored after the entry; the oldest that a reader can
- * trust, when it has copied some, is number head - n_entries + 1 of the head it reads afterwards.
+ * What the loop's thread does and meets: not what others claim, post or release, nor claims from shared pools. Newest
+ * last: entry i % n_entries of the i-th. head is stored after the entry; the oldest that a reader can trust, when it has
+ * copied some, is number head - n_entries + 1 of the head it reads afterwards.
  */
 enum wh_stats_event {
 	WH_TRACE_CLAIM = 1,   /* a: bytes */
 	WH_TRACE_SEND,        /* a: bytes, b: type */
 	WH_TRACE_AGAIN,       /* a send was refused. a: bytes, b: errno */
-	WH_TRACE_FRAME_OUT,   /* a: number of the frame, b: messages << 32 | bytes of the frame */
+	WH_TRACE_FRAME_OUT,   /* a: number of the frame, 0: nothing but control records; b: messages << 32 | bytes of the frame */
 	WH_TRACE_FULL,        /* the socket has no room. a: number of the frame */
 	WH_TRACE_FRAME_IN,    /* a: lag in ns, b: records << 32 | bytes of the frame */
 	WH_TRACE_RECEIVE,     /* a message goes to the application. a: bytes, b: type */
@@ -174,8 +177,8 @@ enum wh_stats_event {
 	WH_TRACE_RETURN,      /* our memory came back. a: bytes */
 	WH_TRACE_WAKE_OUT,    /* the peer waits for room: told */
 	WH_TRACE_WAKE_IN,
-	WH_TRACE_ANNOUNCE,    /* a: slot, b: bytes of the segment */
-	WH_TRACE_RETIRE,      /* a: slot */
+	WH_TRACE_ANNOUNCE,    /* to the peer. a: slot, b: bytes of the segment */
+	WH_TRACE_RETIRE,      /* the peer is asked to unmap it. a: slot */
 	WH_TRACE_STREAM,      /* begins. a: id, b: 1: the peer's */
 	WH_TRACE_STREAM_END,  /* a: id, b: 0 or why it was given up */
 	WH_TRACE_CALL,        /* begins. a: id, b: 1: the peer's */
