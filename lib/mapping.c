@@ -29,8 +29,8 @@ void wh_port_flush_released(struct wharf_port *port, struct wh_accumulator *a)
 
 void wh_port_flush_all_released(struct wharf_port *port)
 {
-	for (unsigned i = 0; i < WH_ACCUMULATORS; i++)
-		wh_port_flush_released(port, &port->released[i]);
+	for (unsigned i = 0; port->mapped && i < WH_ACCUMULATORS; i++)
+		wh_port_flush_released(port, &port->mapped->released[i]);
 }
 
 /* ---- Segments ---- */

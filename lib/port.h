@@ -76,15 +76,16 @@ struct wh_held {
 	_Alignas(64) unsigned char frame[];
 };
 
+struct wh_accumulator {
+	uint32_t slot, word;
+	uint64_t bits;
+};
+
 /* What the peer has announced. Apart from the port: most ports never map anything. */
 struct wh_mapped {
 	struct wh_geometry geometry[WH_SLOTS_MAX];
 	struct wh_view *views[WH_SLOTS_MAX];
-};
-
-struct wh_accumulator {
-	uint32_t slot, word;
-	uint64_t bits;
+	struct wh_accumulator released[WH_ACCUMULATORS];
 };
 
 struct wharf_port {
@@ -176,7 +177,6 @@ struct wharf_port {
 	/* Frames in. */
 	struct wh_mapped *mapped;        /* NULL until the first announcement */
 	struct wh_view **views;          /* mapped->views */
-	struct wh_accumulator released[WH_ACCUMULATORS];
 	struct wh_decode_limits limits;
 	uint64_t frames_read, frames_reported;
 	uint64_t bytes_unreported;       /* payload read since the last report */
@@ -352,7 +352,7 @@ void wh_port_flush_released(struct wharf_port *port, struct wh_accumulator *a);
 static inline void wh_port_release_run(struct wharf_port *port, const struct wh_run *run)
 {
 	uint32_t word = run->first / 64;
-	struct wh_accumulator *a = &port->released[word % WH_ACCUMULATORS];
+	struct wh_accumulator *a = &port->mapped->released[word % WH_ACCUMULATORS];
 
 	if (wh_unlikely(a->word != word || a->slot != run->slot)) {
 		wh_port_flush_released(port, a);
