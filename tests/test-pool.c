@@ -342,7 +342,8 @@ Test(pool, an_inspector_sees_who_holds_what_and_can_write_nothing)
 	peer_join(&p, pool, NULL);
 	wh_lease_set_peer(p.lease, 4711);
 	struct wharf_buf lent = claim(pool, 700), held = claim(pool, 256);
-	wh_lease_turn(p.lease, 42);
+	wh_pool_now = 42;
+	wh_lease_look_at_clock(p.lease);
 	struct wh_run run = send_buf(&p, &lent);
 
 	int fd = control_fd();
@@ -380,7 +381,8 @@ Test(pool, an_inspector_sees_who_holds_what_and_can_write_nothing)
 	cr_assert_eq(AT(uint64_t, slot_at, 64 + 8 * word) & (bits | mine), 0, "neither is free");
 	cr_assert_eq(AT(uint64_t, slot_at, 1088 + 8 * word) & 1, 1, "lease 0 holds some");
 	uint32_t info_at = AT(uint32_t, slot_at, 24);
-	cr_assert_eq(AT(uint64_t, info_at, 8 * run.first), UINT64_C(1) << 32 | 42, "stream and turn");
+	cr_assert_eq(AT(uint64_t, info_at, 8 * run.first),
+		UINT64_C(1) << 38 | (uint64_t)(run.n_chunks - 1) << 32 | 42, "stream, length and time");
 	munmap((void *)(uintptr_t)base, size);
 	munmap((void *)(uintptr_t)h, 4096);
 
