@@ -9,7 +9,7 @@
 
 #include "json.h"
 #include "memory.h"
-#include "view.h"
+#include "views.h"
 
 /* ---- Looking ---- */
 

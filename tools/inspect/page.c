@@ -84,6 +84,34 @@ void page_blank(struct page *page, unsigned n)
 		put(page, STYLE_PLAIN, " ");
 }
 
+/* A word that is longer than a line is broken. */
+static void put_words(struct page *page, enum style style, unsigned indent, char *text)
+{
+	unsigned room = page->width > indent ? page->width - indent : 1;
+	char *rest = text, *word;
+
+	while ((word = strsep(&rest, " "))) {
+		bool first = page->at <= indent;
+
+		if (!first && page->at + 1 + page_columns(word) > page->width) {
+			page_end_line(page);
+			page_blank(page, indent);
+			first = true;
+		}
+		if (!first)
+			put(page, STYLE_PLAIN, " ");
+		for (; strlen(word) > room; word += room) {
+			char part[TEXT_MAX];
+
+			snprintf(part, sizeof part, "%.*s", (int)room, word);
+			put(page, style, part);
+			page_end_line(page);
+			page_blank(page, indent);
+		}
+		put(page, style, word);
+	}
+}
+
 void page_item(struct page *page, enum style style, const char *format, ...)
 {
 	char text[TEXT_MAX];
@@ -99,29 +127,20 @@ void page_item(struct page *page, enum style style, const char *format, ...)
 		page_blank(page, page->at > page->indent ? 2 : 0);
 	else
 		page_blank(page, page->indent);
-	put(page, style, text);
+	if (page->at + columns > page->width)
+		put_words(page, style, page->indent, text);
+	else
+		put(page, style, text);
 }
 
 void page_words(struct page *page, enum style style, unsigned indent, const char *format, ...)
 {
-	char text[TEXT_MAX], *rest = text, *word;
+	char text[TEXT_MAX];
 
 	FORMAT(text, format);
 	if (page->at < indent)
 		page_blank(page, indent - page->at);
-	while ((word = strsep(&rest, " "))) {
-		unsigned columns = page_columns(word);
-		bool first = page->at <= indent;
-
-		if (!first && page->at + 1 + columns > page->width) {
-			page_end_line(page);
-			page_blank(page, indent);
-			first = true;
-		}
-		if (!first)
-			put(page, STYLE_PLAIN, " ");
-		put(page, style, word);
-	}
+	put_words(page, style, indent, text);
 	page_end_line(page);
 }
 

@@ -10,7 +10,7 @@
 
 #include "look.h"
 #include "unit.h"
-#include "view.h"
+#include "views.h"
 
 enum {
 	INTERVAL_MIN_MS = 100,

@@ -6,7 +6,7 @@
 #include "memory.h"
 #include "table.h"
 #include "unit.h"
-#include "view.h"
+#include "views.h"
 
 enum { ROWS_MAX = 8, CELLS_MIN = 16 };
 

@@ -9,7 +9,7 @@
 #include "rates.h"
 #include "table.h"
 #include "unit.h"
-#include "view.h"
+#include "views.h"
 
 struct entry {
 	struct process process; /* its numbers and texts only */

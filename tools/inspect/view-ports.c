@@ -9,7 +9,7 @@
 #include "rates.h"
 #include "table.h"
 #include "unit.h"
-#include "view.h"
+#include "views.h"
 #include "wharf.h"
 
 /* Shorter than this, nobody waits for anything. */
@@ -189,8 +189,8 @@ static void put_peer(const struct subject *subject, const struct wh_stats_port *
 	page_end_line(page);
 }
 
-static void put_out(const struct subject *subject, const struct snap_port *port, const struct rates_traffic *r,
-	struct page *page)
+static void put_out(
+	const struct subject *subject, const struct snap_port *port, const struct rates_traffic *r, struct page *page)
 {
 	const struct wh_stats_port *p = &port->s;
 	const struct wh_stats_counts *c = &p->counts;
@@ -203,7 +203,8 @@ static void put_out(const struct subject *subject, const struct snap_port *port,
 	page_item(page, STYLE_PLAIN, "queued %s in %llu messages", unit_size(c->tx_queued_bytes, UNIT),
 		(unsigned long long)p->tx_queued_messages);
 	page_item(page, STYLE_PLAIN, "lent %s", unit_size(c->tx_lent_bytes, UNIT));
-	page_item(page, STYLE_PLAIN, "not reported as read %llu of %u frames", (unsigned long long)c->tx_unread_frames, p->window);
+	page_item(page, STYLE_PLAIN, "not reported as read %llu of %u frames", (unsigned long long)c->tx_unread_frames,
+		p->window);
 	if (unread)
 		page_item(page, unread > NOTABLE_NS ? STYLE_BAD : STYLE_PLAIN, "peer has not read for %s",
 			unit_time(unread, UNIT));

@@ -6,7 +6,7 @@
 #include "rates.h"
 #include "table.h"
 #include "unit.h"
-#include "view.h"
+#include "views.h"
 
 /* A turn of this length is a callback that hangs, or nearly. */
 #define HANGS_NS UINT64_C(1000000000)

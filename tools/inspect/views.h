@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /* Views: what of a subject is put on a page, and how. */
-#ifndef INSPECT_VIEW_H
-#define INSPECT_VIEW_H
+#ifndef INSPECT_VIEWS_H
+#define INSPECT_VIEWS_H
 
 #include "chunks.h"
 #include "page.h"
