@@ -58,7 +58,7 @@ Test(inspect, a_receiver_that_releases_nothing_is_seen_with_what_it_holds)
 	/* What it says is true of it: nothing has been lent for an hour, everything for longer than nothing. */
 	inspect_pid(&said, duo.sender.child.pid, "chunks", "--older-than=1h");
 	cr_expect_eq(said.status, 1);
-	expect_out(&said, "nothing is lent for longer");
+	expect_out(&said, "nothing is lent or claimed for longer");
 	said_free(&said);
 	inspect_pid(&said, duo.sender.child.pid, "chunks", "--older-than=1ns", "--ascii");
 	cr_expect_eq(said.status, 0);
@@ -162,7 +162,7 @@ Test(inspect, a_callback_that_hangs_is_named_with_its_port)
 	duo_end(&duo);
 }
 
-Test(inspect, what_is_claimed_and_forgotten_is_no_loan)
+Test(inspect, what_is_claimed_and_forgotten_is_no_loan_and_has_its_age)
 {
 	struct scene scene;
 	struct said said;
@@ -175,6 +175,11 @@ Test(inspect, what_is_claimed_and_forgotten_is_no_loan)
 	cr_expect_geq(said_count(&said, "/processes/0/pools/%zu/claimed_bytes", leaky), 12 * 1000);
 	cr_expect_eq(said_count(&said, "/processes/0/pools/%zu/lent_bytes", leaky), 0);
 	cr_expect_eq(said_length(&said, "/processes/0/pools/%zu/runs", leaky), 0);
+	cr_expect_eq(said_length(&said, "/processes/0/pools/%zu/claims", leaky), 12, "%s", said.out);
+	cr_expect_neq(said_at(&said, "/processes/0/pools/%zu/claims/0/claimed_for_ns", leaky), NULL);
+	said_free(&said);
+	inspect_pid(&said, scene.child.pid, "chunks", "--older-than=1ns");
+	expect_out(&said, "CLAIMED FOR");
 	said_free(&said);
 	scene_end(&scene);
 }

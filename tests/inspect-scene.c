@@ -230,6 +230,8 @@ int play_leaker(struct scene *scene)
 
 	begin(&actor, scene, NULL);
 	HARNESS_REQUIRE(wharf_pool_new(WHARF_OPT(pool, .shared = 1, .name = "leaky"), &pool) == 0);
+	/* Claims are dated by the turns' clock. */
+	HARNESS_REQUIRE(wharf_loop_step(actor.loop, 0) >= 0);
 	for (int i = 0; i < scene->number; i++)
 		HARNESS_REQUIRE(wharf_buf_claim(pool, 1000, &buf) == 0);
 	return stay(&actor);

@@ -12,6 +12,7 @@ enum {
 	INFO_TIME_SHIFT = 20, /* of ns */
 	INFO_CHUNKS_AT = 32,
 	INFO_STREAM_AT = 38,
+	NOTED_SHIFT = 16, /* of the smallest chunks whose claims a private pool notes */
 };
 /* Stamped by a turn's clock, and compared with one read earlier or later: not in the future by more than this. */
 #define INFO_AHEAD_MAX 256u
@@ -109,50 +110,76 @@ static void add_up(struct chunks *chunks, const struct chunks_slot *slot)
 
 static void add_run(struct chunks *chunks, const struct chunks_run *run)
 {
-	chunks->runs = memory_grow(chunks->runs, chunks->n_runs, sizeof *run);
-	chunks->runs[chunks->n_runs++] = *run;
+	struct chunks_run **runs = run->lease ? &chunks->runs : &chunks->claims;
+	size_t *n = run->lease ? &chunks->n_runs : &chunks->n_claims;
+
+	*runs = memory_grow(*runs, *n, sizeof *run);
+	(*runs)[(*n)++] = *run;
 }
 
 /* A run's length is said at its first chunk; what does not fit the bits is taken for one chunk of unknown age. */
-static void find_runs(struct chunks *chunks, const struct snap_slot *s, const struct snap_lent *lent,
+static uint64_t take_run(struct chunks *chunks, const struct snap_slot *s, unsigned w, uint64_t bits,
 	const struct chunks_run *like, uint64_t now)
 {
-	for (unsigned w = 0; w < WH_SLOT_WORDS; w++) {
+	unsigned b = (unsigned)__builtin_ctzll(bits), n = 1;
+	struct chunks_run run = *like;
+	uint64_t info, mask;
+
+	run.first = w * 64 + b;
+	info = s->info ? s->info[run.first] : 0;
+	if (info) {
+		uint32_t units = (uint32_t)(now >> INFO_TIME_SHIFT) - (uint32_t)info;
+
+		n = (unsigned)(info >> INFO_CHUNKS_AT & 63) + 1;
+		run.stream = (uint32_t)(info >> INFO_STREAM_AT);
+		run.age_ns = units > UINT32_MAX - INFO_AHEAD_MAX ? 0 : (uint64_t)units << INFO_TIME_SHIFT;
+		/* Before the first turn of any loop nobody has looked at the clock. */
+		run.dated = (uint32_t)info != 0;
+		if (!run.dated)
+			run.age_ns = 0;
+	}
+	mask = n > 64 - b ? 0 : wh_run_bits(n) << b;
+	if (!mask || (bits & mask) != mask) {
+		n = 1;
+		mask = UINT64_C(1) << b;
+		run.dated = false;
+		run.age_ns = 0;
+		run.stream = 0;
+	}
+	run.n = n;
+	run.bytes = (uint64_t)n << s->shift;
+	run.holders = s->counts && s->counted[w] >> b & 1 ? s->counts[run.first] : 1;
+	add_run(chunks, &run);
+	return mask;
+}
+
+static void find_lent(struct chunks *chunks, const struct snap_slot *s, const struct snap_lent *lent,
+	const struct chunks_run *like, uint64_t now)
+{
+	for (unsigned w = 0; w < WH_SLOT_WORDS && w * 64 < s->n_chunks; w++) {
 		uint64_t bits = lent->words[w];
 
-		while (bits) {
-			unsigned b = (unsigned)__builtin_ctzll(bits), n = 1;
-			struct chunks_run run = *like;
-			uint64_t info = 0, mask;
+		if (s->n_chunks - w * 64 < 64)
+			bits &= wh_run_bits(s->n_chunks - w * 64);
+		while (bits)
+			bits &= ~take_run(chunks, s, w, bits, like, now);
+	}
+}
 
-			run.first = w * 64 + b;
-			if (run.first >= s->n_chunks)
-				return;
-			if (s->info)
-				info = s->info[run.first];
-			if (info) {
-				uint32_t units = (uint32_t)(now >> INFO_TIME_SHIFT) - (uint32_t)info;
+static void find_claimed(struct chunks *chunks, const struct chunks_slot *slot, uint64_t now)
+{
+	const struct snap_slot *s = slot->slot;
+	const struct chunks_run like = { .pool = chunks->pool, .slot = s->index };
 
-				n = (unsigned)(info >> INFO_CHUNKS_AT & 63) + 1;
-				run.stream = (uint32_t)(info >> INFO_STREAM_AT);
-				run.age_ns =
-					units > UINT32_MAX - INFO_AHEAD_MAX ? 0 : (uint64_t)units << INFO_TIME_SHIFT;
-				run.dated = true;
-			}
-			mask = n > 64 - b ? 0 : wh_run_bits(n) << b;
-			if (!mask || (bits & mask) != mask) {
-				n = 1;
-				mask = UINT64_C(1) << b;
-				run.dated = false;
-				run.age_ns = 0;
-				run.stream = 0;
-			}
-			bits &= ~mask;
-			run.n = n;
-			run.bytes = (uint64_t)n << s->shift;
-			run.holders = s->counts && s->counted[w] >> b & 1 ? s->counts[run.first] : 1;
-			add_run(chunks, &run);
-		}
+	if (!chunks->pool->shared && s->shift < NOTED_SHIFT)
+		return;
+	for (unsigned w = 0; w < WH_SLOT_WORDS && w * 64 < s->n_chunks; w++) {
+		uint64_t bits = 0;
+
+		for (unsigned b = 0; b < 64 && w * 64 + b < s->n_chunks; b++)
+			bits |= (uint64_t)(slot->states[w * 64 + b] == CHUNK_CLAIMED) << b;
+		while (bits)
+			bits &= ~take_run(chunks, s, w, bits, &like, now);
 	}
 }
 
@@ -181,6 +208,7 @@ void chunks_make(const struct snapshot *snapshot, const struct snap_pool *pool, 
 		slot->states = memory_new(pool->slots[i].n_chunks, 1);
 		sort_out(ret_chunks, slot);
 		add_up(ret_chunks, slot);
+		find_claimed(ret_chunks, slot, now);
 	}
 	for (size_t i = 0; i < pool->n_leases; i++) {
 		const struct snap_lease *lease = &pool->leases[i];
@@ -194,11 +222,13 @@ void chunks_make(const struct snapshot *snapshot, const struct snap_pool *pool, 
 			};
 			for (size_t j = 0; j < pool->n_slots; j++)
 				if (pool->slots[j].index == like.slot)
-					find_runs(ret_chunks, &pool->slots[j], &lease->lent[k], &like, now);
+					find_lent(ret_chunks, &pool->slots[j], &lease->lent[k], &like, now);
 		}
 	}
 	if (ret_chunks->n_runs)
 		qsort(ret_chunks->runs, ret_chunks->n_runs, sizeof *ret_chunks->runs, older_first);
+	if (ret_chunks->n_claims)
+		qsort(ret_chunks->claims, ret_chunks->n_claims, sizeof *ret_chunks->claims, older_first);
 }
 
 void chunks_fini(struct chunks *chunks)
@@ -207,4 +237,5 @@ void chunks_fini(struct chunks *chunks)
 		free(chunks->slots[i].states);
 	free(chunks->slots);
 	free(chunks->runs);
+	free(chunks->claims);
 }

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* What became of each chunk of a pool, and which runs are lent to whom since when: worked out of a snapshot. */
+/* What became of each chunk of a pool, which runs are lent to whom, or claimed, since when: worked out of a snapshot. */
 #ifndef INSPECT_CHUNKS_H
 #define INSPECT_CHUNKS_H
 
@@ -11,7 +11,7 @@ enum { CHUNKS_CLASSES = 9, CHUNKS_SHIFT_MIN = 8 };
 
 struct chunks_run {
 	const struct snap_pool *pool;
-	const struct snap_lease *lease;
+	const struct snap_lease *lease; /* NULL: claimed, and not lent */
 	const struct snap_port *port; /* NULL: not known */
 	uint32_t slot, first, n;
 	uint32_t stream;              /* low bits; 0: a plain message */
@@ -39,8 +39,10 @@ struct chunks {
 	struct chunks_slot *slots;    /* as the pool's */
 	struct chunks_class classes[CHUNKS_CLASSES];
 	uint64_t bytes[CHUNK_STATES];
-	struct chunks_run *runs;      /* the oldest first */
+	struct chunks_run *runs;      /* lent; the oldest first */
 	size_t n_runs;
+	struct chunks_run *claims;    /* likewise; but of small claims from a private pool nobody notes when they were made */
+	size_t n_claims;
 };
 
 void chunks_make(const struct snapshot *snapshot, const struct snap_pool *pool, struct chunks *ret_chunks);

@@ -58,23 +58,36 @@ static void add_class(struct json_object *array, const struct chunks_class *clas
 static void add_run(struct json_object *array, const struct chunks_run *run)
 {
 	struct json_object *o = json_add_element(array);
+	const char *age = run->lease ? "lent_for_ns" : "claimed_for_ns";
 
 	json_add_count(o, "segment", run->slot);
 	json_add_count(o, "first", run->first);
 	json_add_count(o, "chunks", run->n);
 	json_add_count(o, "bytes", run->bytes);
+	if (run->dated)
+		json_add_count(o, age, run->age_ns);
+	else
+		json_add_text(o, age, NULL);
+	if (!run->lease)
+		return;
 	json_add_count(o, "lease", run->lease->id);
 	json_add_count(o, "peer_pid", run->lease->peer);
 	if (run->port)
 		json_add_count(o, "port", run->port->s.id);
 	else
 		json_add_text(o, "port", NULL);
-	if (run->dated)
-		json_add_count(o, "lent_for_ns", run->age_ns);
-	else
-		json_add_text(o, "lent_for_ns", NULL);
 	json_add_count(o, "stream", run->stream);
 	json_add_count(o, "holders", run->holders);
+}
+
+static void add_runs(
+	struct json_object *to, const char *name, const struct chunks_run *runs, size_t n, uint64_t older_than_ns)
+{
+	struct json_object *array = json_add_array(to, name);
+
+	for (size_t i = 0; i < n; i++)
+		if (!older_than_ns || (runs[i].dated && runs[i].age_ns >= older_than_ns))
+			add_run(array, &runs[i]);
 }
 
 static void add_lease(struct json_object *array, const struct snapshot *snapshot, const struct chunks *chunks,
@@ -126,10 +139,8 @@ struct json_object *json_pools(const struct subject *subject, bool want_chunks, 
 		for (unsigned c = 0; c < CHUNKS_CLASSES; c++)
 			if (chunks.classes[c].n_slots)
 				add_class(array, &chunks.classes[c]);
-		array = json_add_array(o, "runs");
-		for (size_t k = 0; k < chunks.n_runs; k++)
-			if (!older_than_ns || (chunks.runs[k].dated && chunks.runs[k].age_ns >= older_than_ns))
-				add_run(array, &chunks.runs[k]);
+		add_runs(o, "runs", chunks.runs, chunks.n_runs, older_than_ns);
+		add_runs(o, "claims", chunks.claims, chunks.n_claims, older_than_ns);
 		chunks_fini(&chunks);
 	}
 	return pools;

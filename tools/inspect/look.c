@@ -314,7 +314,7 @@ static bool put_chunks(const struct subject *subject, struct page *page, const s
 	n = view_chunks(subject, page, !options->older_than_ns, options->older_than_ns ? 0 : RUNS_LISTED,
 		options->older_than_ns);
 	if (options->older_than_ns && !n)
-		page_words(page, STYLE_DIM, 0, "nothing is lent for longer");
+		page_words(page, STYLE_DIM, 0, "nothing is lent or claimed for longer");
 	return !options->older_than_ns || n;
 }
 

@@ -48,7 +48,7 @@ static const struct argp_option option_table[] = {
 	{ "json", 'j', NULL, 0, "print JSON with exact values, schema wharf-inspect/1", 1 },
 	{ "interval", 'i', "TIME", 0, "between the two looks that rates come from, or of top; 0: no rates", 1 },
 	{ "core", OPTION_CORE, "FILE", 0, "show, ports, rings, chunks: look into a core dump", 1 },
-	{ "older-than", OPTION_OLDER, "TIME", 0, "chunks: only what is lent for longer", 2 },
+	{ "older-than", OPTION_OLDER, "TIME", 0, "chunks: only what is lent or claimed for longer", 2 },
 	{ "port", OPTION_PORT, "ID", 0, "ports, trace: only this one", 2 },
 	{ "kinds", OPTION_KINDS, "NAME,...", 0, "trace: only these events", 3 },
 	{ "every", OPTION_EVERY, NULL, 0, "trace: leave no event out, whatever that costs the process", 3 },

@@ -110,10 +110,36 @@ static void put_classes(const struct chunks *chunks, struct page *page)
 	table_put(&table, page, 2);
 }
 
-static size_t put_runs(const struct subject *subject, const struct chunks *chunks, struct page *page, size_t n_runs,
-	uint64_t older_than_ns)
+static void put_run(const struct subject *subject, const struct chunks_run *run, struct table *table)
 {
-	static const struct table_column columns[] = {
+	char peer[VIEW_PEER_BYTES];
+
+	table_cell(table, STYLE_BOLD, "%s", run->dated ? unit_time(run->age_ns, UNIT) : "?");
+	table_cell(table, STYLE_PLAIN, "%s", unit_size(run->bytes, UNIT));
+	table_cell(table, STYLE_PLAIN, "%u", run->slot);
+	if (run->n > 1)
+		table_cell(table, STYLE_PLAIN, "%u-%u", run->first, run->first + run->n - 1);
+	else
+		table_cell(table, STYLE_PLAIN, "%u", run->first);
+	if (!run->lease)
+		return;
+	if (run->stream)
+		table_cell(table, STYLE_PLAIN, "%u", run->stream);
+	else
+		table_cell(table, STYLE_PLAIN, "-");
+	table_cell(table, STYLE_PLAIN, "%u", run->holders);
+	if (run->port)
+		table_cell(table, STYLE_PLAIN, "%llu", (unsigned long long)run->port->s.id);
+	else
+		table_cell(table, STYLE_PLAIN, "-");
+	table_cell(table, STYLE_PLAIN, "%s",
+		view_peer(subject, run->lease->peer, run->port ? run->port->s.peer_name : NULL, peer));
+}
+
+static size_t put_runs(const struct subject *subject, const struct chunks_run *runs, size_t n_runs, struct page *page,
+	size_t at_most, uint64_t older_than_ns)
+{
+	static const struct table_column lent[] = {
 		{ "LENT FOR", false, 0 },
 		{ "SIZE", false, 0 },
 		{ "SEGMENT", false, 3 },
@@ -123,43 +149,32 @@ static size_t put_runs(const struct subject *subject, const struct chunks *chunk
 		{ "PORT", false, 1 },
 		{ "TO", true, 0 },
 	};
+	static const struct table_column claimed[] = {
+		{ "CLAIMED FOR", false, 0 },
+		{ "SIZE", false, 0 },
+		{ "SEGMENT", false, 0 },
+		{ "CHUNKS", true, 0 },
+	};
 	struct table table;
 	size_t n = 0;
 
-	table_init(&table, columns, wh_array_len(columns));
-	for (size_t i = 0; i < chunks->n_runs; i++) {
-		const struct chunks_run *run = &chunks->runs[i];
-		char peer[VIEW_PEER_BYTES];
-		uint32_t pid = run->lease->peer;
-
-		if (older_than_ns && (!run->dated || run->age_ns < older_than_ns))
+	if (!n_runs)
+		return 0;
+	if (runs->lease)
+		table_init(&table, lent, wh_array_len(lent));
+	else
+		table_init(&table, claimed, wh_array_len(claimed));
+	for (size_t i = 0; i < n_runs; i++) {
+		if (older_than_ns && (!runs[i].dated || runs[i].age_ns < older_than_ns))
 			continue;
-		if (++n > n_runs && n_runs)
-			continue;
-		table_cell(&table, STYLE_BOLD, "%s", run->dated ? unit_time(run->age_ns, UNIT) : "?");
-		table_cell(&table, STYLE_PLAIN, "%s", unit_size(run->bytes, UNIT));
-		table_cell(&table, STYLE_PLAIN, "%u", run->slot);
-		if (run->n > 1)
-			table_cell(&table, STYLE_PLAIN, "%u-%u", run->first, run->first + run->n - 1);
-		else
-			table_cell(&table, STYLE_PLAIN, "%u", run->first);
-		if (run->stream)
-			table_cell(&table, STYLE_PLAIN, "%u", run->stream);
-		else
-			table_cell(&table, STYLE_PLAIN, "-");
-		table_cell(&table, STYLE_PLAIN, "%u", run->holders);
-		if (run->port)
-			table_cell(&table, STYLE_PLAIN, "%llu", (unsigned long long)run->port->s.id);
-		else
-			table_cell(&table, STYLE_PLAIN, "-");
-		table_cell(&table, STYLE_PLAIN, "%s",
-			view_peer(subject, pid, run->port ? run->port->s.peer_name : NULL, peer));
+		if (++n <= at_most || !at_most)
+			put_run(subject, &runs[i], &table);
 	}
 	if (n)
 		table_put(&table, page, 2);
-	if (n > n_runs && n_runs) {
+	if (n > at_most && at_most) {
 		page->indent = 2;
-		page_item(page, STYLE_DIM, "and %zu that are younger: --json has all", n - n_runs);
+		page_item(page, STYLE_DIM, "and %zu that are younger: --json has all", n - at_most);
 		page_end_line(page);
 	}
 	return n;
@@ -201,7 +216,8 @@ size_t view_chunks(
 			put_slot(&chunks.slots[k], page, pictures);
 		if (!older_than_ns)
 			put_classes(&chunks, page);
-		n += put_runs(subject, &chunks, page, n_runs, older_than_ns);
+		n += put_runs(subject, chunks.runs, chunks.n_runs, page, n_runs, older_than_ns);
+		n += put_runs(subject, chunks.claims, chunks.n_claims, page, n_runs, older_than_ns);
 		chunks_fini(&chunks);
 	}
 	page->indent = 0;
