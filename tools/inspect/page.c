@@ -121,14 +121,16 @@ void page_item(struct page *page, enum style style, const char *format, ...)
 	columns = page_columns(text);
 	if (!columns)
 		return;
-	if (page->at > page->indent && page->at + 2 + columns > page->width)
-		page_end_line(page);
-	if (page->at)
-		page_blank(page, page->at > page->indent ? 2 : 0);
-	else
+	if (!page->at) {
 		page_blank(page, page->indent);
+	} else if (page->at > page->indent && page->at + 2 + columns > page->width) {
+		page_end_line(page);
+		page_blank(page, page->indent + 2);
+	} else {
+		page_blank(page, 2);
+	}
 	if (page->at + columns > page->width)
-		put_words(page, style, page->indent, text);
+		put_words(page, style, page->indent + 2, text);
 	else
 		put(page, style, text);
 }

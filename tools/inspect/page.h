@@ -43,7 +43,7 @@ void page_put(struct page *page, enum style style, const char *format, ...) __at
 void page_end_line(struct page *page);
 void page_blank(struct page *page, unsigned n); /* spaces */
 
-/* Adds an item to a line of several: two spaces before it, or a new line when it does not fit. */
+/* Adds an item to a line of several: two spaces before it, or a new line, deeper by two, when it does not fit. */
 void page_item(struct page *page, enum style style, const char *format, ...) __attribute__((format(printf, 3, 4)));
 
 /* A text of several words in lines, each behind the same indent. */
