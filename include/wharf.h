@@ -443,8 +443,9 @@ struct wharf_port_options {
 	const char *name;            /* told to the peer, at most WHARF_NAME_MAX bytes; default: the program's name */
 
 	/* What this end queues and lends: past it a send answers -EAGAIN, or does what the policy says. */
-	/* payload and overhead that waits behind the first frame; default 4 MiB. Of one stream or call: a quarter of it. Of
-	 * posts: as much again */
+	/* payload and overhead that waits behind the first frame; default 4 MiB. Of one stream or call: a quarter of it, or
+	 * one message. Of all of them: as much again, each counted for its quarter at most; when that is used up by those
+	 * whose readers are slow, the others still send what fits their credit. Of posts: as much again */
 	uint64_t tx_queued_bytes_max;
 	uint32_t tx_fds_max;          /* descriptors sent and not yet known to be read; default and most: 253 */
 	uint32_t unreleased_max;      /* keep-latest: values with the peer; default 1. -EINVAL with another policy */

@@ -312,10 +312,8 @@ int wharf_call(wharf_port *port, const struct wharf_out *request, const struct w
 	error = o.delegate ? wh_call_delegate(call, request, &o) : wh_call_send(call, request, 0);
 	if (error) {
 		/* It never was: what kept it back is the port's, and nothing of its own. */
-		if (error == -EAGAIN) {
-			flow->out.refused.cost = 0;
-			wh_outflow_block(&port->plain, &flow->out.refused);
-		}
+		if (error == -EAGAIN)
+			wh_port_block_call(port, flow);
 		if (o.timeout_ns > 0)
 			wh_timers_unreserve(&port->source.loop->timers, 1);
 		wh_flow_unlist(flow);

@@ -41,12 +41,31 @@ static const struct wh_outmsg *older_of(const struct wharf_port *port, const str
 	return d->is_value ? wh_latest_find(port, d->type, d->key) : NULL;
 }
 
+/*
+ * Streams and calls have a cap together, or a peer that reads nothing would make each of them queue what is its own.
+ * Those that wait for credit may use it up: their readers must not stall the others', so what has all the credit that
+ * it needs only waits for what can go on.
+ */
+static bool flows_take(const struct wharf_port *port, uint64_t cost, int64_t credit_bytes)
+{
+	if (wh_likely(port->flows_cost < port->tx_queued_bytes_max))
+		return true;
+	/* An eighth for what records cost besides their payload. */
+	return port->active_cost < port->tx_queued_bytes_max && cost <= (uint64_t)credit_bytes &&
+		cost / 8 <= (uint64_t)credit_bytes - cost;
+}
+
+static bool has_room(const struct wh_flow *flow, uint64_t cost)
+{
+	return flow->kind == WH_FLOW_PLAIN || (flow->out.credit_bytes > 0 &&
+		flows_take(flow->port, flow->out.cost + cost, flow->out.credit_bytes));
+}
+
 static bool fits(const struct wh_flow *flow, const struct wh_demand *d)
 {
 	const struct wh_outmsg *older = older_of(flow->port, d);
 
-	return (flow->kind == WH_FLOW_PLAIN || flow->out.credit_bytes > 0) && fds_fit(flow->port, d, older) &&
-		may_lend(flow->port, d->lent_bytes, older);
+	return has_room(flow, d->cost) && fds_fit(flow->port, d, older) && may_lend(flow->port, d->lent_bytes, older);
 }
 
 bool wh_demand_fits(const struct wh_flow *flow, const struct wh_demand *d)
@@ -76,8 +95,10 @@ void wh_outflow_block(struct wh_flow *flow, const struct wh_demand *d)
 	struct wharf_port *port = flow->port;
 	bool first = !wh_list_linked(&flow->out.blocked);
 
-	if (first)
-		wh_list_append(&port->blocked_flows, &flow->out.blocked);
+	if (first) {
+		flow->out.dry = flow->kind != WH_FLOW_PLAIN && flow->out.credit_bytes <= 0;
+		wh_list_append(flow->out.dry ? &port->blocked_dry : &port->blocked_flows, &flow->out.blocked);
+	}
 	if (first || d->cost < flow->out.refused.cost)
 		flow->out.refused = *d;
 	if (flow->kind == WH_FLOW_PLAIN && (first || d->n_fds < port->refused_fds.n_fds))
@@ -89,6 +110,19 @@ void wh_outflow_block(struct wh_flow *flow, const struct wh_demand *d)
 		wh_port_watch_lease(port);
 		/* What came back before the mark brings no wake. */
 		wh_port_chore(port);
+	}
+}
+
+void wh_port_block_call(struct wharf_port *port, const struct wh_flow *flow)
+{
+	struct wh_demand d = flow->out.refused;
+
+	/* It never was: what kept it back is the port's, and nothing of its own. */
+	if (has_room(flow, d.cost)) {
+		d.cost = 0;
+		wh_outflow_block(&port->plain, &d);
+	} else if (!port->refused_call_cost || d.cost < port->refused_call_cost) {
+		port->refused_call_cost = wh_max(d.cost, 1);
 	}
 }
 
@@ -127,17 +161,28 @@ static bool unblock_flows(struct wharf_port *port)
 	struct wh_list blocked, *node;
 	bool tell = false;
 
+	if (wh_list_linked(&port->plain.out.blocked) && unblocked(&port->plain)) {
+		wh_list_remove(&port->plain.out.blocked);
+		tell = true;
+	}
 	wh_list_init(&blocked);
 	wh_list_splice(&blocked, &port->blocked_flows);
-	while (port->state < WH_PORT_ENDING && (node = wh_list_take_first(&blocked))) {
+	/* While those that can go on have all there is, none of the others can. */
+	while (port->state < WH_PORT_ENDING && port->active_cost < port->tx_queued_bytes_max &&
+		(node = wh_list_take_first(&blocked))) {
 		struct wh_flow *flow = wh_container_of(node, struct wh_flow, out.blocked);
-		if (!unblocked(flow))
+		flow->out.dry = flow->kind != WH_FLOW_PLAIN && flow->out.credit_bytes <= 0;
+		if (flow->out.dry)
+			wh_list_append(&port->blocked_dry, node);
+		else if (flow == &port->plain || !unblocked(flow))
 			wh_list_append(&port->blocked_flows, node);
 		else if (wh_flow_is_call(flow))
 			wh_call_writable(flow);
 		else
 			tell = true;
 	}
+	/* In turns: those that were not looked at come first the next time. */
+	wh_list_splice(&blocked, &port->blocked_flows);
 	wh_list_splice(&port->blocked_flows, &blocked);
 	return tell;
 }
@@ -169,6 +214,15 @@ static bool unblock_starts(struct wharf_port *port)
 	return port->blocked_starts != before;
 }
 
+static bool unblock_calls(struct wharf_port *port)
+{
+	if (!port->refused_call_cost ||
+		!flows_take(port, port->refused_call_cost, (int64_t)wh_min(port->tx_credit_bytes, INT64_MAX)))
+		return false;
+	port->refused_call_cost = 0;
+	return true;
+}
+
 void wh_port_room(struct wharf_port *port)
 {
 	/* In every state: private words are given back here, and the lease may be kicked again. */
@@ -185,6 +239,7 @@ void wh_port_room(struct wharf_port *port)
 	if (port->tx_lent_bytes_max && port->state < WH_PORT_ENDING)
 		look_who_waits_for_release(port);
 	tell |= unblock_starts(port);
+	tell |= unblock_calls(port);
 	wh_ledger_unblock(port, tell);
 	if (tell && port->ops.on_writable && port->state <= WH_PORT_OPEN)
 		port->ops.on_writable(port, port->user);

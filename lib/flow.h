@@ -53,7 +53,8 @@ struct wh_demand {
 
 struct wh_outflow {
 	struct wh_list active;           /* on port->active while it has something that its credit lets go */
-	struct wh_list blocked;          /* on port->blocked_flows: a send answered -EAGAIN */
+	struct wh_list blocked;          /* on port->blocked_flows or _dry: a send answered -EAGAIN */
+	bool dry;                        /* on the latter */
 	struct wh_outmsg *first, **end;
 	uint64_t cost;                   /* of what waits, against the cap */
 	struct wh_demand refused;        /* while blocked: the smallest */

@@ -150,7 +150,7 @@ void wh_port_take_hello(struct wharf_port *port, const struct wh_hello *theirs, 
 	if (port->state < WH_PORT_ENDING) {
 		wh_port_dirty(port);
 		/* Streams and calls that could not begin may begin now. */
-		if (port->blocked_starts || !wh_list_empty(&port->blocked_flows))
+		if (wh_port_waits_for_room(port))
 			wh_port_chore(port);
 	}
 	wh_watch_look(port);

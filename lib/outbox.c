@@ -133,7 +133,47 @@ enum wh_encoded wh_outbox_announce(struct wharf_port *port, uint16_t slot, int *
 static uint64_t cap(const struct wh_flow *flow)
 {
 	/* One that its peer does not read must not use up what the others may queue. */
-	return flow->kind == WH_FLOW_PLAIN ? flow->port->tx_queued_bytes_max : flow->port->tx_queued_bytes_max / 4;
+	return flow->kind == WH_FLOW_PLAIN ? flow->port->tx_queued_bytes_max
+					   : wh_max(flow->port->tx_queued_bytes_max / 4, 1);
+}
+
+/*
+ * What it counts of the cap that all streams and calls have together: no more than is its own, or one large message of
+ * one that does not go on would use that up.
+ */
+static uint64_t share(const struct wh_flow *flow)
+{
+	return flow->kind == WH_FLOW_PLAIN ? 0 : wh_min(flow->out.cost, cap(flow));
+}
+
+static void add_cost(struct wh_flow *flow, int64_t cost)
+{
+	struct wharf_port *port = flow->port;
+	uint64_t before = share(flow), after;
+
+	flow->out.cost += (uint64_t)cost;
+	after = share(flow);
+	port->flows_cost += after - before;
+	if (wh_list_linked(&flow->out.active))
+		port->active_cost += after - before;
+	if (after < before && wh_port_waits_for_room(port))
+		wh_port_chore(port);
+}
+
+static void activate(struct wh_flow *flow)
+{
+	wh_list_append(&flow->port->active, &flow->out.active);
+	flow->port->active_cost += share(flow);
+}
+
+static void deactivate(struct wh_flow *flow)
+{
+	struct wharf_port *port = flow->port;
+
+	wh_list_remove(&flow->out.active);
+	port->active_cost -= share(flow);
+	if (wh_port_waits_for_room(port))
+		wh_port_chore(port);
 }
 
 void wh_outflow_charge(struct wh_flow *flow, uint64_t charge_bytes)
@@ -147,7 +187,7 @@ void wh_outflow_look(struct wh_flow *flow)
 	struct wharf_port *port = flow->port;
 
 	if (flow->out.first && flow->out.credit_bytes > 0 && !wh_list_linked(&flow->out.active)) {
-		wh_list_append(&port->active, &flow->out.active);
+		activate(flow);
 		/* Who has gone too far waits for the others even if it sends one message at a time. */
 		if (flow->out.contest != port->contest)
 			flow->out.deficit_bytes = 0;
@@ -155,7 +195,14 @@ void wh_outflow_look(struct wh_flow *flow)
 		port->tx_plain = false;
 		wh_port_dirty(port);
 	}
-	if (wh_list_linked(&flow->out.blocked))
+	if (!wh_list_linked(&flow->out.blocked))
+		return;
+	if (flow->out.dry && flow->out.credit_bytes > 0) {
+		flow->out.dry = false;
+		wh_list_remove(&flow->out.blocked);
+		wh_list_append(&port->blocked_flows, &flow->out.blocked);
+	}
+	if (!flow->out.dry)
 		wh_port_chore(port);
 }
 
@@ -173,7 +220,7 @@ static void count_in(struct wh_flow *flow, const struct wh_outmsg *m)
 {
 	struct wharf_port *port = flow->port;
 
-	flow->out.cost += cost_here(m);
+	add_cost(flow, (int64_t)cost_here(m));
 	port->tx_lent_queued_bytes += m->lent_bytes;
 	port->queued_messages += m->last;
 	port->queued_bytes += m->left_bytes;
@@ -183,7 +230,7 @@ static void count_out(struct wh_flow *flow, const struct wh_outmsg *m)
 {
 	struct wharf_port *port = flow->port;
 
-	flow->out.cost -= cost_here(m);
+	add_cost(flow, -(int64_t)cost_here(m));
 	port->tx_lent_queued_bytes -= m->lent_bytes;
 	port->queued_messages -= m->last;
 	port->queued_bytes -= m->left_bytes;
@@ -273,7 +320,7 @@ void wh_outflow_drop(struct wh_flow *flow)
 	while (flow->out.first)
 		wh_outmsg_drop(flow->port, take_message(flow));
 	if (wh_list_linked(&flow->out.active))
-		wh_list_remove(&flow->out.active);
+		deactivate(flow);
 	if (wh_list_linked(&flow->out.blocked))
 		wh_list_remove(&flow->out.blocked);
 }
@@ -306,7 +353,7 @@ static bool encode_record(struct wh_flow *flow)
 		if (result == WH_ENCODED)
 			wh_outmsg_finish(port, take_message(flow));
 		if (!flow->out.first || flow->out.credit_bytes <= 0) {
-			wh_list_remove(&flow->out.active);
+			deactivate(flow);
 			if (flow->out.deficit_bytes > 0)
 				flow->out.deficit_bytes = 0;
 		}
@@ -475,14 +522,26 @@ void wh_port_chore(struct wharf_port *port)
 	wh_loop_rouse(port->source.loop);
 }
 
+/* What events have brought, once a turn: to look at all that waits costs as much as there is. */
+static void look_for_room(struct wharf_port *port)
+{
+	bool released = port->harvest_due;
+
+	port->harvest_due = false;
+	if (released && wh_lease_harvest(port->lease) < 0)
+		wh_port_violation(port, "it released memory that it did not hold");
+	else if (released || wh_port_waits_for_room(port))
+		wh_port_room(port);
+}
+
 void wh_port_do_chores(struct wharf_port *port)
 {
 	wharf_port_ref(port);
 	wh_port_enter(port);
 	if (!port->shut && port->state < WH_PORT_ENDING) {
 		wh_port_deliver_resumed(port, false);
-		if (port->blocked_starts || port->posting.writable || !wh_list_empty(&port->blocked_flows))
-			wh_port_room(port);
+		if (port->state < WH_PORT_ENDING)
+			look_for_room(port);
 	}
 	wh_calls_run_ends(port);
 	wh_port_run_done(port);

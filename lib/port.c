@@ -239,8 +239,8 @@ static void on_event(struct wh_source *source, struct wh_event *event)
 	case WH_EVENT_SENT:
 	case WH_EVENT_WRITABLE:
 		wh_port_flush(port);
-		if (!wh_list_empty(&port->blocked_flows) && !port->shut)
-			wh_port_room(port);
+		if (!wh_list_empty(&port->blocked_flows))
+			wh_port_chore(port);
 		break;
 	case WH_EVENT_EOF:
 		port->eof = true;

@@ -152,7 +152,10 @@ struct wharf_port {
 	uint32_t contest;                /* of flows for frames: another one each time that none is left */
 	uint64_t tx_credit_bytes, rx_credit_bytes; /* what a flow begins with, there and here */
 	struct wh_list active;           /* flows with messages for the next frames, in turns */
+	uint64_t flows_cost, active_cost; /* that streams and calls count against tx_queued_bytes_max; those on active */
+	uint64_t refused_call_cost;      /* of calls that could not begin because of that: the smallest; 0: none */
 	struct wh_list blocked_flows;    /* a send to which answered -EAGAIN */
+	struct wh_list blocked_dry;      /* the same, and there is no credit: until there is, nothing else helps */
 	struct wh_list credits_due, farewells; /* flows whose peer is to be told */
 	struct wh_list resumed;          /* flows with records to deliver */
 	uint64_t queued_messages, queued_bytes; /* of all flows, not yet in frames */
@@ -316,6 +319,13 @@ void wh_outframes_free(struct wharf_loop *loop);
 
 /* demand.c */
 void wh_port_room(struct wharf_port *port);     /* tells the application if what it was refused would now succeed */
+/* Room may help something that was refused. */
+static inline bool wh_port_waits_for_room(const struct wharf_port *port)
+{
+	return !wh_list_empty(&port->blocked_flows) || port->blocked_starts || port->refused_call_cost ||
+		port->posting.writable;
+}
+void wh_port_block_call(struct wharf_port *port, const struct wh_flow *flow); /* of one that was refused with its request */
 void wh_port_watch_lease(struct wharf_port *port); /* if something here waits for a release */
 
 /* outframe.c */

@@ -81,7 +81,7 @@ static void handle_control(struct wharf_port *port, const struct wh_record *r, s
 		wh_port_on_retire(port, (const struct wh_slot_record *)r);
 		break;
 	case WH_RECORD_WAKE:
-		/* Once per frame, however many a hostile peer puts into it: harvesting looks at all that is lent. */
+		/* Once per turn, however many a hostile peer sends: harvesting looks at all that is lent. */
 		wh_port_count(port, wakes_received, 1);
 		wh_trace(port->source.loop, port, WH_TRACE_WAKE_IN, 0, 0);
 		port->harvest_due = true;
@@ -477,17 +477,8 @@ void wh_port_receive(struct wharf_port *port, struct wh_event *event)
 	else if (!port->shut)
 		receive_lingering(port, event);
 	wh_engine_frame_done(port->source.loop->engine, event);
-	if (port->state >= WH_PORT_ENDING)
-		return;
-	if (port->harvest_due) {
-		port->harvest_due = false;
-		if (wh_lease_harvest(port->lease) < 0)
-			wh_port_violation(port, "it released memory that it did not hold");
-		else
-			wh_port_room(port);
-	} else if (!wh_list_empty(&port->blocked_flows)) {
-		wh_port_room(port);
-	}
+	if (port->state < WH_PORT_ENDING && (port->harvest_due || !wh_list_empty(&port->blocked_flows)))
+		wh_port_chore(port);
 }
 
 int wharf_port_pause(wharf_port *port)
