@@ -107,9 +107,10 @@ int wharf_reply(wharf_port *port, wharf_call_id id, const struct wharf_out *out,
 
 int wharf_reply_buf(wharf_port *port, wharf_call_id id, struct wharf_buf *buf, uint32_t status, uint32_t flags)
 {
-	return wharf_reply(port, id,
-		&(struct wharf_out){ .flags = flags, .parts = &(struct wharf_part){ .buf = buf }, .n_parts = 1 },
-		status);
+	struct wharf_part part = { .buf = buf };
+	struct wharf_out out = { .flags = flags, .parts = &part, .n_parts = 1 };
+
+	return wharf_reply(port, id, buf ? &out : NULL, status);
 }
 
 int wharf_call_refuse(wharf_port *port, wharf_call_id id, uint32_t app_code)

@@ -363,8 +363,10 @@ int wharf_call_send(wharf_port *port, wharf_call_id id, const struct wharf_out *
 
 int wharf_call_send_buf(wharf_port *port, wharf_call_id id, struct wharf_buf *buf, uint32_t flags)
 {
-	return wharf_call_send(port, id,
-		&(struct wharf_out){ .flags = flags, .parts = &(struct wharf_part){ .buf = buf }, .n_parts = 1 });
+	struct wharf_part part = { .buf = buf };
+	struct wharf_out out = { .flags = flags, .parts = &part, .n_parts = 1 };
+
+	return wharf_call_send(port, id, buf ? &out : NULL);
 }
 
 int wharf_call_cancel(wharf_port *port, wharf_call_id id)

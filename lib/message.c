@@ -105,7 +105,7 @@ struct wharf_msg *wharf_msg_take(const struct wharf_msg *msg)
 
 	if (!msg || wh_forked() || m->is_taken)
 		return NULL;
-	if (m->is_private) {
+	if (m->is_private && !(m->pub.flags & WHARF_MSG_TAKEN)) {
 		/* Delivered as a copy: it becomes the caller's as it is. */
 		m->is_taken = true;
 		m->pub.flags |= WHARF_MSG_TAKEN;

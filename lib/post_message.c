@@ -361,7 +361,8 @@ int wharf_post(wharf_port *port, const struct wharf_out *out, int64_t timeout_ns
 
 int wharf_post_buf(wharf_port *port, uint32_t type, struct wharf_buf *buf, int64_t timeout_ns)
 {
-	return wharf_post(port,
-		&(struct wharf_out){ .type = type, .parts = &(struct wharf_part){ .buf = buf }, .n_parts = 1 },
-		timeout_ns);
+	struct wharf_part part = { .buf = buf };
+	struct wharf_out out = { .type = type, .parts = &part, .n_parts = 1 };
+
+	return wharf_post(port, buf ? &out : NULL, timeout_ns);
 }

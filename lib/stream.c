@@ -105,9 +105,10 @@ int wharf_stream_send(wharf_port *port, uint64_t stream, const struct wharf_out 
 
 int wharf_stream_send_buf(wharf_port *port, uint64_t stream, struct wharf_buf *buf, uint32_t flags)
 {
-	return send_part(port, stream,
-		&(struct wharf_out){ .flags = flags, .parts = &(struct wharf_part){ .buf = buf }, .n_parts = 1 },
-		false);
+	struct wharf_part part = { .buf = buf };
+	struct wharf_out out = { .flags = flags, .parts = &part, .n_parts = 1 };
+
+	return send_part(port, stream, buf ? &out : NULL, false);
 }
 
 int wharf_stream_end(wharf_port *port, uint64_t stream)

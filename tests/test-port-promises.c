@@ -112,8 +112,10 @@ static void expect_taken_once(uint32_t untrusted)
 	cr_assert_eq(wharf_send_bytes(p.a.port, 1, "take", 4), 0);
 	settle(p.loop);
 	cr_assert_eq(p.b.n_messages, 1);
-	cr_assert_eq(wharf_msg_take(taken_first), taken_first, "of a taken one: another reference");
-	wharf_msg_release(taken_first);
+	for (int i = 0; i < 3; i++)
+		cr_assert_eq(wharf_msg_take(taken_first), taken_first, "of a taken one: another reference");
+	for (int i = 0; i < 3; i++)
+		wharf_msg_release(taken_first);
 	cr_assert_eq(memcmp(taken_first->slices[0].data, "take", 4), 0);
 	pair_free(&p);
 	wharf_msg_release(taken_first);
@@ -536,5 +538,34 @@ Test(port_promises, only_connected_sockets_of_the_right_kind_are_opened)
 	cr_assert_eq(wharf_open(p.loop, fds[0], WHARF_OPT(port, .ops = &end_ops, .user = &p.a), &p.a.port), 0);
 	settle(p.loop);
 	cr_assert_eq(p.a.reason.code, WHARF_CLOSE_PEER_GONE);
+	pair_free(&p);
+}
+
+static void answer_without_buffer(struct end *end, const struct wharf_msg *msg)
+{
+	wharf_call_id id;
+
+	if (!msg->call)
+		return;
+	cr_assert_eq(wharf_call_take(end->port, msg, NULL, &id), 0);
+	cr_assert_eq(wharf_reply_buf(end->port, id, NULL, 0, WHARF_LAST), -EINVAL);
+	cr_assert_eq(wharf_call_refuse(end->port, id, 0), 0);
+}
+
+Test(port_promises, no_buffer_is_not_an_empty_message)
+{
+	uint64_t stream;
+	wharf_call_id id;
+
+	pair_open(&p, NULL, WHARF_OPT(port, .flags = WHARF_PORT_PIECES));
+	p.b.on_message = answer_without_buffer;
+	cr_assert_eq(wharf_send_buf(p.a.port, 1, NULL), -EINVAL);
+	cr_assert_eq(wharf_post_buf(p.a.port, 1, NULL, 0), -EINVAL);
+	cr_assert_eq(wharf_stream_begin(p.a.port, 1, WHARF_BYTES_UNKNOWN, &stream), 0);
+	cr_assert_eq(wharf_stream_send_buf(p.a.port, stream, NULL, 0), -EINVAL);
+	cr_assert_eq(wharf_call(p.a.port, &(struct wharf_out){ 0 }, NULL, &id), 0);
+	cr_assert_eq(wharf_call_send_buf(p.a.port, id, NULL, WHARF_LAST), -EINVAL);
+	settle(p.loop);
+	cr_assert_eq(p.b.n_messages, 1, "the request");
 	pair_free(&p);
 }
