@@ -74,6 +74,10 @@ void wh_guard_watch(bool watched)
 		__atomic_store_n(page, now, __ATOMIC_RELAXED);
 }
 
+void wh_guard_lock(void) { pthread_mutex_lock(&lock); }
+
+void wh_guard_unlock(void) { pthread_mutex_unlock(&lock); }
+
 void wh_guard_add(struct wh_fork_hook *hook)
 {
 	pthread_mutex_lock(&lock);

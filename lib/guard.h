@@ -47,6 +47,9 @@ struct wh_fork_hook {
  * something.
  */
 int wh_guard_init(void);
+/* Between the two no other thread forks: for descriptors that come and go outside of a hook's knowledge. */
+void wh_guard_lock(void);
+void wh_guard_unlock(void);
 void wh_guard_add(struct wh_fork_hook *hook);
 void wh_guard_remove(struct wh_fork_hook *hook); /* once; any thread */
 

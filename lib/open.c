@@ -199,12 +199,6 @@ int wh_port_open(struct wharf_loop *loop, int fd, const struct wharf_port_option
 	return 0;
 }
 
-void wh_port_forget(struct wharf_port *port)
-{
-	port->ops = (struct wharf_port_ops){ 0 };
-	wh_port_end(port, WHARF_CLOSE_ABORTED, 0, "not opened");
-}
-
 int wharf_pair(int ret_fds[2])
 {
 	if (wh_forked())

@@ -95,12 +95,44 @@ static bool may_read(const struct wharf_port *port)
 		port->reason.code != WHARF_CLOSE_ERROR;
 }
 
-void wh_port_let_go(struct wharf_port *port)
+/* A child's copy would hide from the peer that the messages are released. */
+static void close_in_child(struct wh_fork_hook *hook)
 {
-	int fd = atomic_exchange(&port->holding_fd, -1);
+	int fd = atomic_load(&wh_container_of(hook, struct wharf_port, holding)->holding_fd);
 
 	if (fd >= 0)
 		close(fd);
+}
+
+void wh_port_let_go(struct wharf_port *port)
+{
+	int fd;
+
+	if (wh_likely(atomic_load(&port->holding_fd) < 0))
+		return;
+	wh_guard_lock();
+	fd = atomic_exchange(&port->holding_fd, -1);
+	if (fd >= 0)
+		close(fd);
+	wh_guard_unlock();
+	if (fd >= 0)
+		wh_guard_remove(&port->holding);
+}
+
+static void hold_socket(struct wharf_port *port)
+{
+	int fd;
+
+	port->holding.child = close_in_child;
+	wh_guard_add(&port->holding);
+	wh_guard_lock();
+	fd = fcntl(port->source.link.fd, F_DUPFD_CLOEXEC, 0);
+	atomic_store(&port->holding_fd, fd);
+	wh_guard_unlock();
+	if (fd < 0)
+		wh_guard_remove(&port->holding);
+	else if (!atomic_load(&port->taken))
+		wh_port_let_go(port);
 }
 
 static void detach(struct wharf_port *port)
@@ -114,17 +146,21 @@ static void detach(struct wharf_port *port)
 	wh_ledger_leave_pool(port);
 	wh_lease_detach(port->lease);
 	port->lease = NULL;
-	if (atomic_load(&port->taken)) {
-		/* The loop goes, taken messages stay: to their owner an end of file would mean that nobody reads them. */
-		atomic_store(&port->holding_fd, fcntl(port->source.link.fd, F_DUPFD_CLOEXEC, 0));
-		if (!atomic_load(&port->taken))
-			wh_port_let_go(port);
-	} else {
+	/* The loop goes, taken messages stay: to their owner an end of file would mean that nobody reads them. */
+	if (atomic_load(&port->taken))
+		hold_socket(port);
+	else
 		shutdown(port->source.link.fd, SHUT_RDWR);
-	}
 	wh_watch_stop(port);
 	wh_engine_detach(port->source.loop->engine, &port->source.link);
 	wh_loop_rouse(port->source.loop);
+}
+
+void wh_port_forget(struct wharf_port *port)
+{
+	port->ops = (struct wharf_port_ops){ 0 };
+	wh_port_end(port, WHARF_CLOSE_ABORTED, 0, "not opened");
+	detach(port);
 }
 
 void wh_port_linger(struct wharf_port *port)

@@ -152,7 +152,7 @@ struct wharf_port {
 	uint32_t contest;                /* of flows for frames: another one each time that none is left */
 	uint64_t tx_credit_bytes, rx_credit_bytes; /* what a flow begins with, there and here */
 	struct wh_list active;           /* flows with messages for the next frames, in turns */
-	uint64_t flows_cost, active_cost; /* that streams and calls count against tx_queued_bytes_max; those on active */
+	uint64_t flows_cost, active_cost; /* of streams and calls, against tx_queued_bytes_max; of those on active */
 	uint64_t refused_call_cost;      /* of calls that could not begin because of that: the smallest; 0: none */
 	struct wh_list blocked_flows;    /* a send to which answered -EAGAIN */
 	struct wh_list blocked_dry;      /* the same, and there is no credit: until there is, nothing else helps */
@@ -218,6 +218,7 @@ struct wharf_port {
 	struct wh_kick kick;
 	_Atomic uint32_t taken;          /* messages taken that lie in the peer's memory, and not released */
 	_Atomic int holding_fd;          /* the socket, kept for those when the port let go of it; -1: none */
+	struct wh_fork_hook holding;     /* while it is kept */
 
 	struct wharf_peer peer;
 	struct wh_stats_port *stats;
@@ -234,8 +235,6 @@ int wh_port_new(struct wharf_loop *loop, int fd, const struct wharf_port_options
 	int64_t default_open_timeout_ns, wharf_port **ret_port);
 int wh_port_open(struct wharf_loop *loop, int fd, const struct wharf_port_options *options,
 	int64_t default_open_timeout_ns, wharf_port **ret_port);
-/* Undoes an open before the application has seen the port: no callback fires. */
-void wh_port_forget(struct wharf_port *port);
 
 /* port.c */
 void wh_port_callbacks(struct wharf_port *port); /* sets them */
@@ -244,6 +243,8 @@ int wh_port_check(const struct wharf_port *port); /* 0; -ECHILD; -EINVAL; -EPERM
 /* Fixes the reason; on_close follows in this turn. Does nothing if it is fixed already. error is a positive errno. */
 void wh_port_end(struct wharf_port *port, uint32_t code, int error, const char *format, ...)
 	__attribute__((format(printf, 4, 5)));
+/* Undoes an open before the application has seen the port: no callback fires, and its pool is free for another. */
+void wh_port_forget(struct wharf_port *port);
 void wh_port_progress(struct wharf_port *port); /* looks whether draining has come to its end */
 void wh_port_finish(struct wharf_port *port);   /* runs on_close */
 void wh_port_dirty(struct wharf_port *port);
@@ -325,7 +326,7 @@ static inline bool wh_port_waits_for_room(const struct wharf_port *port)
 	return !wh_list_empty(&port->blocked_flows) || port->blocked_starts || port->refused_call_cost ||
 		port->posting.writable;
 }
-void wh_port_block_call(struct wharf_port *port, const struct wh_flow *flow); /* of one that was refused with its request */
+void wh_port_block_call(struct wharf_port *port, const struct wh_flow *flow); /* its request was refused */
 void wh_port_watch_lease(struct wharf_port *port); /* if something here waits for a release */
 
 /* outframe.c */

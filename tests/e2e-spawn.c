@@ -167,6 +167,28 @@ Test(spawn, a_program_that_is_not_there_is_an_error_and_leaves_nothing)
 	cr_assert(!leak, "%s", leak);
 }
 
+Test(spawn, what_failed_leaves_the_pool_free_for_the_next)
+{
+	char *nothing[] = { (char[]){ "/nonexistent/program" }, NULL }, *argv[] = { getenv("WHARF_CHILD"), NULL };
+	struct wharf_spawn_options o;
+	wharf_pool *pool;
+
+	p = (struct pair){ 0 };
+	p.a.pair = &p;
+	cr_assert_eq(wharf_loop_new(NULL, &p.loop), 0);
+	cr_assert_eq(wharf_pool_new(NULL, &pool), 0);
+	WHARF_INIT(&o);
+	o.port = WHARF_OPT(port, .ops = &end_ops, .user = &p.a, .pool = pool);
+	o.argv = nothing;
+	cr_assert_eq(wharf_spawn(p.loop, &o, &p.a.port, NULL), -ENOENT);
+	o.argv = argv;
+	cr_assert_eq(wharf_spawn(p.loop, &o, &p.a.port, NULL), 0);
+	settle_until(p.loop, &p.a.n_open, 1);
+	cr_assert_eq(p.a.n_closed, 0);
+	pair_free(&p);
+	wharf_pool_unref(pool);
+}
+
 Test(spawn, inherit_without_a_parent_says_so)
 {
 	wharf_loop *loop;

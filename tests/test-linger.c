@@ -188,3 +188,28 @@ Test(linger, segments_that_are_wanted_back_come_back)
 	cr_assert_geq(claimable(MIB), 6, "and back");
 	finish();
 }
+
+static int has_no_socket(void *arg)
+{
+	HARNESS_REQUIRE(fcntl(*(int *)arg, F_GETFD) < 0);
+	return 0;
+}
+
+Test(linger, a_forked_child_does_not_keep_the_socket_of_a_loop_that_is_gone)
+{
+	struct harness_child child;
+	wharf_port *port;
+	int fd;
+
+	begin(NULL);
+	close(pipe_fds[1]);
+	port = wharf_port_ref(p.b.port);
+	p.loop_b = wharf_loop_free(p.loop_b);
+	fd = port->holding_fd;
+	cr_assert_geq(fcntl(fd, F_GETFD), 0);
+	harness_child_start(&child, has_no_socket, &fd);
+	cr_assert_eq(harness_child_wait(&child, 5000), 0);
+	wharf_port_unref(port);
+	apart_settle(&p);
+	finish();
+}
