@@ -431,6 +431,7 @@ static void enter(struct wharf_loop *loop)
 
 static int step(struct wharf_loop *loop, int64_t timeout_ns)
 {
+	const struct wharf_loop *outer = wh_current_loop;
 	int more;
 
 	if (loop->broken)
@@ -438,6 +439,9 @@ static int step(struct wharf_loop *loop, int64_t timeout_ns)
 	enter(loop);
 	more = turn(loop, timeout_ns);
 	loop->in_step = false;
+	/* It was stepped by a callback of that one. */
+	if (outer && outer->in_step)
+		wh_current_loop = outer;
 	return more;
 }
 
@@ -546,6 +550,7 @@ static void drain_sources(struct wharf_loop *loop)
 
 wharf_loop *wharf_loop_free(wharf_loop *loop)
 {
+	const void *outer = wh_current_loop;
 	struct wh_engine *engine;
 	struct wh_list *node, *next;
 
@@ -581,6 +586,6 @@ wharf_loop *wharf_loop_free(wharf_loop *loop)
 	wh_outframes_free(loop);
 	wh_calls_free_spare(loop);
 	loop->in_step = false;
-	wh_current_loop = NULL;
+	wh_current_loop = outer == loop ? NULL : outer;
 	return wharf_loop_unref(loop);
 }

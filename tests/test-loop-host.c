@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include "apart.h"
+#include "guard.h"
 #include "harness.h"
 
 static struct pair p;
@@ -363,4 +364,32 @@ Test(loop_host, what_a_closed_port_says_when_its_messages_are_released_is_given_
 	apart_free(&q);
 	cr_assert_eq(n_counted, 0, "%zu pieces are left", n_counted);
 	wharf_pool_unref(pool);
+}
+
+/* ---- Several of one thread ---- */
+
+static void step_and_free_another(struct end *end, const struct wharf_msg *msg)
+{
+	wharf_loop *loop = wharf_port_loop(end->port), *other = end->user;
+
+	(void)msg;
+	cr_assert_eq(wh_current_loop, loop);
+	cr_assert_geq(wharf_loop_step(other, 0), 0);
+	cr_assert_eq(wh_current_loop, loop, "it is still this one's turn");
+	wharf_loop_free(other);
+	cr_assert_eq(wh_current_loop, loop);
+}
+
+Test(loop_host, a_callback_may_step_and_free_another_loop)
+{
+	apart_open(&q, NULL, NULL, NULL);
+	q.a.on_message = step_and_free_another;
+	cr_assert_eq(wharf_loop_new(NULL, (wharf_loop **)&q.a.user), 0);
+	cr_assert_eq(wharf_send_bytes(q.b.port, 1, "free", 4), 0);
+	cr_assert_eq(wharf_loop_flush(q.loop_b), 0);
+	settle(q.loop_a);
+	cr_assert_eq(q.a.n_messages, 1);
+	cr_assert_eq(wh_current_loop, q.loop_a);
+	apart_free(&q);
+	cr_assert_null(wh_current_loop);
 }
