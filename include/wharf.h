@@ -258,7 +258,7 @@ WHARF_API wharf_pool *wharf_pool_unref(wharf_pool *pool); /* takes NULL, returns
 /*
  * Reserves memory now, so that `total_bytes` of buffers of buf_bytes each can be claimed without growing. On the loop's
  * thread of a private pool, once that was stepped, they can be sent, too, without making anything that has a descriptor.
- * flags: WHARF_PREFAULT. 0; -ENOMEM; -EMFILE; -EMSGSIZE: beyond bytes_max.
+ * flags: WHARF_PREFAULT. 0; -ENOMEM; -EMFILE or -ENFILE; -EMSGSIZE: beyond bytes_max.
  */
 WHARF_API WHARF_CHECK int wharf_pool_reserve(wharf_pool *pool, size_t buf_bytes, size_t total_bytes, uint32_t flags);
 
@@ -280,7 +280,7 @@ struct wharf_buf {
  * to grow.
  * 0. -EAGAIN: no room until a peer releases or a buffer is abandoned; every open port of the pool then gets one
  * on_writable as soon as a claim that failed would succeed (of several sizes, the smallest). -EMSGSIZE: can never
- * succeed (larger than bytes_max, or than 1 GiB). -EINVAL: size 0. -ENOMEM; -EMFILE.
+ * succeed (larger than bytes_max, or than 1 GiB). -EINVAL: size 0. -ENOMEM; -EMFILE or -ENFILE.
  */
 WHARF_API WHARF_CHECK int wharf_buf_claim(wharf_pool *pool, size_t size, struct wharf_buf *ret_buf);
 
@@ -443,9 +443,9 @@ struct wharf_port_options {
 	const char *name;            /* told to the peer, at most WHARF_NAME_MAX bytes; default: the program's name */
 
 	/* What this end queues and lends: past it a send answers -EAGAIN, or does what the policy says. */
-	/* payload and overhead that waits behind the first frame; default 4 MiB. Of one stream or call: a quarter of it, or
-	 * one message. Of all of them: as much again, each counted for its quarter at most; when that is used up by those
-	 * whose readers are slow, the others still send what fits their credit. Of posts: as much again */
+	/* payload and overhead that waits behind the first frame; default 4 MiB. Of one stream or call: a quarter of it,
+	 * or one message. Of all of them: as much again, each counted for its quarter at most; when those whose readers are
+	 * slow have used that up, the others still send what fits their credit. Of posts: as much again */
 	uint64_t tx_queued_bytes_max;
 	uint32_t tx_fds_max;          /* descriptors sent and not yet known to be read; default and most: 253 */
 	uint32_t unreleased_max;      /* keep-latest: values with the peer; default 1. -EINVAL with another policy */
@@ -603,9 +603,9 @@ enum {
  * 0. WHARF_SENT_REPLACED, _DROPPED: the port's policy. -EAGAIN: a cap is reached; on_writable follows. -EPIPE: the port is
  * closing or closed. -EMSGSIZE: more bytes than the peer takes, or more descriptors than the peer or tx_fds_max allow: for
  * ever. -EINVAL: an empty buffer, one twice, or a range outside it; a key without that policy. -EXDEV: a buffer of another pool. -EBUSY: this buffer is with this
- * peer already. -EBADF: a descriptor. -EMFILE: it could not be duplicated, or a segment not be announced. -EOPNOTSUPP:
- * it lies on huge pages, which the peer does not map. -ENOMEM. Before the peer's hello its limits are not known: a
- * message that turns out to exceed them then fails the port with WHARF_CLOSE_ERROR (EMSGSIZE).
+ * peer already. -EBADF: a descriptor. -EMFILE or -ENFILE: it could not be duplicated, or a segment not be announced.
+ * -EOPNOTSUPP: it lies on huge pages, which the peer does not map. -ENOMEM. Before the peer's hello its limits are not
+ * known: a message that turns out to exceed them then fails the port with WHARF_CLOSE_ERROR (EMSGSIZE).
  */
 WHARF_API WHARF_CHECK int wharf_send(wharf_port *port, const struct wharf_out *out);
 
@@ -623,8 +623,8 @@ WHARF_API WHARF_CHECK int wharf_send_bytes(wharf_port *port, uint32_t type, cons
  * 0: the port's, on every path; what an end leaves unsent its reason counts, and `done` of parts by reference is called
  * on the loop's thread. -EAGAIN: timeout_ns is 0 and the cap is reached, or others wait; on_writable follows.
  * -ETIMEDOUT. -EDEADLK: a timeout_ns other than 0 on a loop's thread, even if there is room. -EPIPE: the port is
- * closing or closed, or closed meanwhile, or its loop was freed. -EMSGSIZE, -EINVAL, -EXDEV, -EBADF, -EMFILE and
- * -ENOMEM as wharf_send, also for what the peer's hello shows only after the call. What wharf_send refuses with -EBUSY
+ * closing or closed, or closed meanwhile, or its loop was freed. -EMSGSIZE, -EINVAL, -EXDEV, -EBADF, -EMFILE, -ENFILE
+ * and -ENOMEM as wharf_send, also for what the peer's hello shows only after the call. What wharf_send refuses with -EBUSY
  * or -EOPNOTSUPP because of a buffer, or for want of descriptors to announce it, is sent by copy.
  */
 WHARF_API WHARF_CHECK int wharf_post(wharf_port *port, const struct wharf_out *out, int64_t timeout_ns);
@@ -812,7 +812,7 @@ struct wharf_call_options {
  * Calls the peer. The request is complete if its flags have WHARF_LAST, else wharf_call_send goes on with it. Each send
  * is a message of its own. Without an on_reply replies are dropped.
  * 0, and on_end will fire. -EAGAIN: the peer takes no more calls now, or what wharf_send says so of; on_writable of the
- * port follows. Others as wharf_send; -EMFILE also for the pair of a delegated call.
+ * port follows. Others as wharf_send; -EMFILE or -ENFILE also for the pair of a delegated call.
  */
 WHARF_API WHARF_CHECK int wharf_call(wharf_port *port, const struct wharf_out *request,
 	const struct wharf_call_options *options, wharf_call_id *ret_id);
@@ -825,10 +825,12 @@ WHARF_API WHARF_CHECK int wharf_call_send(wharf_port *port, wharf_call_id id, co
 WHARF_API WHARF_CHECK int wharf_call_send_buf(wharf_port *port, wharf_call_id id, struct wharf_buf *buf,
 	uint32_t flags); /* WHARF_LAST */
 
-/* Ends a call, ours: on_end follows, later replies are dropped, the peer hears of it. 0; -ESTALE; -EINVAL: the peer's. */
+/* Ends a call, ours: on_end follows, later replies are dropped, the peer hears of it. 0; -ESTALE; -EINVAL: the peer's;
+ * -EPIPE. */
 WHARF_API int wharf_call_cancel(wharf_port *port, wharf_call_id id);
 
-/* Stops, and goes on with, the delivery of its replies, or, on the answering side, of its request. 0; -ESTALE. */
+/* Stops, and goes on with, the delivery of its replies, or, on the answering side, of its request. 0; -ESTALE;
+ * -EPIPE. */
 WHARF_API int wharf_call_pause(wharf_port *port, wharf_call_id id);
 WHARF_API int wharf_call_resume(wharf_port *port, wharf_call_id id);
 
@@ -964,7 +966,7 @@ struct wharf_spawn_options {
  * (which may be NULL) and reaps the child; closed is not dead. The child is watched (wharf_port_watch): its death ends
  * the port, unless the peer's hello came from another process, to which it has left its end. Descriptors without
  * close-on-exec are inherited as by any exec; the child starts with an empty signal mask. 0; as wharf_open; -ENOENT,
- * -EACCES, ... of the program itself.
+ * -EACCES, ... of the program itself; -ESRCH: where SIGCHLD is ignored, it ended before there was a pidfd to return.
  */
 WHARF_API WHARF_CHECK int wharf_spawn(wharf_loop *loop, const struct wharf_spawn_options *options,
 	wharf_port **ret_port,
