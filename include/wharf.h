@@ -214,6 +214,17 @@ WHARF_API int wharf_loop_fd(wharf_loop *loop);
  */
 WHARF_API const char *wharf_loop_engine(const wharf_loop *loop);
 
+/* What a loop has done since it was made. */
+struct wharf_loop_info {
+	size_t size;           /* set by the caller; no more is written */
+	uint64_t turns;        /* of wharf_loop_step and wharf_loop_run */
+	uint64_t system_calls; /* of its engine, by its thread: to send, to receive, to accept, to wait */
+	uint64_t sleeps;       /* those of them that were ready to wait */
+	uint64_t wakes;        /* turns that wharf_loop_wake or a post had asked for */
+};
+/* 0; -EPIPE; -EPERM: the loop belongs to another thread. */
+WHARF_API int wharf_loop_info(const wharf_loop *loop, struct wharf_loop_info *ret_info);
+
 /* ---- Pools and buffers ---------------------------------------------------------------------------------------- */
 
 enum {

@@ -471,3 +471,24 @@ void wh_ledger_leave(struct wharf_loop *loop, uint64_t now_ns)
 	end_work(loop, now_ns);
 	enter_phase(loop, WH_PHASE_OUTSIDE, now_ns);
 }
+
+int wharf_loop_info(const wharf_loop *loop, struct wharf_loop_info *ret_info)
+{
+	struct wharf_loop_info info;
+	int error = wh_loop_check(loop);
+
+	if (error)
+		return error;
+	if (!ret_info || ret_info->size < sizeof(info.size))
+		return -EINVAL;
+	/* The engine's own: a loop that nobody sees has no others. */
+	info = (struct wharf_loop_info){
+		.size = wh_min(ret_info->size, sizeof(info)),
+		.turns = loop->n_turns,
+		.system_calls = loop->engine->n_calls,
+		.sleeps = loop->engine->n_sleeps,
+		.wakes = loop->engine->n_wakes,
+	};
+	memcpy(ret_info, &info, info.size);
+	return 0;
+}

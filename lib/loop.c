@@ -380,7 +380,7 @@ static int turn(struct wharf_loop *loop, int64_t timeout_ns)
 	int n, budget = EVENTS_PER_TURN;
 	bool happened;
 
-	loop->turn++;
+	loop->turn = (uint32_t)++loop->n_turns;
 	flush_dirty(loop);
 	n = wait_for_events(loop, timeout_ns);
 	if (n < 0)

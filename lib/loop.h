@@ -51,7 +51,8 @@ struct wharf_loop {
 	bool roused;                /* the fd was made readable for what happened outside a step */
 	int broken;                 /* negative errno, sticky */
 	pthread_t thread;
-	uint32_t turn;
+	uint32_t turn;              /* low half of n_turns */
+	uint64_t n_turns;
 	uint64_t turn_ns;
 	uint32_t frame_bytes_max;
 	uint64_t spin_ns;

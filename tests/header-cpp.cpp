@@ -25,7 +25,8 @@ int main()
 {
 	/* `struct`, because functions of the same name hide two of them. */
 	bool good = is_cleared<struct wharf_loop_options>() && is_cleared<struct wharf_pool_options>() &&
-		is_cleared<struct wharf_pool_info>() && is_cleared<struct wharf_port_ops>() &&
+		is_cleared<struct wharf_loop_info>() && is_cleared<struct wharf_pool_info>() &&
+		is_cleared<struct wharf_port_ops>() &&
 		is_cleared<struct wharf_port_options>() && is_cleared<struct wharf_port_stats>() &&
 		is_cleared<struct wharf_listener_ops>() && is_cleared<struct wharf_listener_options>() &&
 		is_cleared<struct wharf_spawn_options>();

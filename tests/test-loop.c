@@ -11,6 +11,7 @@
 #include <unistd.h>
 #include <uv.h>
 
+#include "apart.h"
 #include "harness.h"
 #include "pair.h"
 
@@ -67,6 +68,67 @@ Test(loop, making_and_freeing_leaves_nothing)
 	}
 	leak = harness_snapshot_diff(&before);
 	cr_assert(!leak, "%s", leak);
+}
+
+static struct wharf_loop_info info_of(const wharf_loop *loop)
+{
+	struct wharf_loop_info info;
+
+	WHARF_INIT(&info);
+	cr_assert_eq(wharf_loop_info(loop, &info), 0);
+	return info;
+}
+
+Test(loop, info_counts_turns_sleeps_wakes_and_system_calls)
+{
+	static const uint32_t flags[] = { 0, WHARF_LOOP_UNSEEN };
+
+	for (size_t i = 0; i < sizeof(flags) / sizeof(flags[0]); i++) {
+		struct wharf_loop_info before, after;
+		struct apart t;
+
+		apart_open(&t, WHARF_OPT(loop, .flags = flags[i]), NULL, NULL);
+		before = info_of(t.loop_a);
+		cr_assert_eq(wharf_loop_step(t.loop_a, 0), 0);
+		after = info_of(t.loop_a);
+		cr_assert_eq(after.turns, before.turns + 1);
+		cr_assert_eq(after.sleeps, before.sleeps);
+
+		cr_assert_eq(wharf_send_bytes(t.a.port, 1, "", 1), 0);
+		apart_settle(&t);
+		cr_assert_eq(t.b.n_messages, 1);
+		before = info_of(t.loop_a);
+		cr_assert_gt(before.system_calls, after.system_calls);
+
+		cr_assert_eq(wharf_loop_step(t.loop_a, 1000000), 0);
+		after = info_of(t.loop_a);
+		cr_assert_gt(after.sleeps, before.sleeps);
+		cr_assert_geq(after.system_calls - before.system_calls, after.sleeps - before.sleeps);
+		cr_assert_eq(after.wakes, before.wakes);
+
+		cr_assert_eq(wharf_loop_wake(t.loop_a), 0);
+		cr_assert_eq(wharf_loop_step(t.loop_a, -1), 0);
+		cr_assert_eq(info_of(t.loop_a).wakes, before.wakes + 1);
+		apart_free(&t);
+	}
+}
+
+Test(loop, info_writes_what_its_caller_knows)
+{
+	struct wharf_loop_info info = { .size = offsetof(struct wharf_loop_info, sleeps), .sleeps = 77 };
+	wharf_loop *loop;
+
+	cr_assert_eq(wharf_loop_new(NULL, &loop), 0);
+	cr_assert_eq(wharf_loop_step(loop, 0), 0);
+	cr_assert_eq(wharf_loop_info(loop, &info), 0);
+	cr_assert_eq(info.size, offsetof(struct wharf_loop_info, sleeps));
+	cr_assert_eq(info.turns, 1);
+	cr_assert_eq(info.sleeps, 77);
+	info.size = 0;
+	cr_assert_eq(wharf_loop_info(loop, &info), -EINVAL);
+	cr_assert_eq(wharf_loop_info(loop, NULL), -EINVAL);
+	cr_assert_eq(wharf_loop_info(NULL, &info), -EINVAL);
+	wharf_loop_free(loop);
 }
 
 static void *step_elsewhere(void *loop)
