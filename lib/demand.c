@@ -90,15 +90,20 @@ void wh_port_watch_lease(struct wharf_port *port)
 	wh_lease_watch(port->lease, on);
 }
 
+static bool is_dry(const struct wh_flow *flow)
+{
+	return flow->kind != WH_FLOW_PLAIN && flow->out.credit_bytes <= 0;
+}
+
 void wh_outflow_block(struct wh_flow *flow, const struct wh_demand *d)
 {
 	struct wharf_port *port = flow->port;
-	bool first = !wh_list_linked(&flow->out.blocked);
+	bool first = !wh_list_linked(&flow->out.blocked) && !flow->out.dry;
 
-	if (first) {
-		flow->out.dry = flow->kind != WH_FLOW_PLAIN && flow->out.credit_bytes <= 0;
-		wh_list_append(flow->out.dry ? &port->blocked_dry : &port->blocked_flows, &flow->out.blocked);
-	}
+	if (first && is_dry(flow))
+		wh_outflow_dry(flow, true);
+	else if (first)
+		wh_list_append(&port->blocked_flows, &flow->out.blocked);
 	if (first || d->cost < flow->out.refused.cost)
 		flow->out.refused = *d;
 	if (flow->kind == WH_FLOW_PLAIN && (first || d->n_fds < port->refused_fds.n_fds))
@@ -171,9 +176,8 @@ static bool unblock_flows(struct wharf_port *port)
 	while (port->state < WH_PORT_ENDING && port->active_cost < port->tx_queued_bytes_max &&
 		(node = wh_list_take_first(&blocked))) {
 		struct wh_flow *flow = wh_container_of(node, struct wh_flow, out.blocked);
-		flow->out.dry = flow->kind != WH_FLOW_PLAIN && flow->out.credit_bytes <= 0;
-		if (flow->out.dry)
-			wh_list_append(&port->blocked_dry, node);
+		if (is_dry(flow))
+			wh_outflow_dry(flow, true);
 		else if (flow == &port->plain || !unblocked(flow))
 			wh_list_append(&port->blocked_flows, node);
 		else if (wh_flow_is_call(flow))

@@ -320,7 +320,6 @@ void wh_port_flows_init(struct wharf_port *port, const struct wharf_port_options
 	wh_flow_init(&port->plain, port, WH_FLOW_PLAIN, 0);
 	wh_list_init(&port->active);
 	wh_list_init(&port->blocked_flows);
-	wh_list_init(&port->blocked_dry);
 	wh_list_init(&port->credits_due);
 	wh_list_init(&port->farewells);
 	wh_list_init(&port->resumed);

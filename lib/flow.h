@@ -53,8 +53,7 @@ struct wh_demand {
 
 struct wh_outflow {
 	struct wh_list active;           /* on port->active while it has something that its credit lets go */
-	struct wh_list blocked;          /* on port->blocked_flows or _dry: a send answered -EAGAIN */
-	bool dry;                        /* on the latter */
+	struct wh_list blocked;          /* on port->blocked_flows: a send answered -EAGAIN */
 	struct wh_outmsg *first, **end;
 	uint64_t cost;                   /* of what waits, against the cap */
 	struct wh_demand refused;        /* while blocked: the smallest */
@@ -66,6 +65,7 @@ struct wh_outflow {
 	uint64_t first_ordinal, ordinal; /* of the frames with its first and its last record; 0: none yet */
 	uint32_t type;                   /* of a stream */
 	bool begun, ended;               /* its first message, its last one was accepted */
+	bool dry;                        /* blocked, and not listed as that: until it has credit, nothing else helps */
 };
 
 /* One message that arrives in pieces. */

@@ -321,7 +321,7 @@ void wh_ledger_block(struct wharf_port *port)
 static bool waits_for_room(const struct wharf_port *port)
 {
 	return port->state < WH_PORT_ENDING &&
-		(wh_port_waits_for_room(port) || !wh_list_empty(&port->blocked_dry) || port->tally.claim_refused);
+		(wh_port_waits_for_room(port) || port->n_dry || port->tally.claim_refused);
 }
 
 void wh_ledger_unblock(struct wharf_port *port, bool told)

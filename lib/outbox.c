@@ -195,14 +195,11 @@ void wh_outflow_look(struct wh_flow *flow)
 		port->tx_plain = false;
 		wh_port_dirty(port);
 	}
-	if (!wh_list_linked(&flow->out.blocked))
-		return;
 	if (flow->out.dry && flow->out.credit_bytes > 0) {
-		flow->out.dry = false;
-		wh_list_remove(&flow->out.blocked);
+		wh_outflow_dry(flow, false);
 		wh_list_append(&port->blocked_flows, &flow->out.blocked);
 	}
-	if (!flow->out.dry)
+	if (wh_list_linked(&flow->out.blocked))
 		wh_port_chore(port);
 }
 
@@ -323,6 +320,7 @@ void wh_outflow_drop(struct wh_flow *flow)
 		deactivate(flow);
 	if (wh_list_linked(&flow->out.blocked))
 		wh_list_remove(&flow->out.blocked);
+	wh_outflow_dry(flow, false);
 }
 
 void wh_outflow_look_for_end(struct wh_flow *flow)

@@ -70,6 +70,11 @@ void wh_outflow_look_for_end(struct wh_flow *flow); /* its last message may be i
 void wh_outflow_charge(struct wh_flow *flow, uint64_t charge_bytes); /* of a record that is in a frame */
 
 /* demand.c */
+static inline void wh_outflow_dry(struct wh_flow *flow, bool dry)
+{
+	flow->port->n_dry += (uint32_t)dry - (uint32_t)flow->out.dry;
+	flow->out.dry = dry;
+}
 /* Does it keep within credit, descriptors and what may be lent, after what was released is taken back? */
 bool wh_demand_fits(const struct wh_flow *flow, const struct wh_demand *d);
 void wh_outflow_block(struct wh_flow *flow, const struct wh_demand *d); /* its writer is told when that fits */

@@ -323,7 +323,7 @@ static void send_broken(struct wharf_port *port)
 	port->tx_plain = false;
 	wh_posting_shut(port);
 	if (port->state < WH_PORT_ENDING)
-		wh_loop_set_deadline(port->source.loop, &port->grace, WH_GRACE_NS);
+		wh_loop_set_deadline(port->source.loop, &port->retry, WH_GRACE_NS);
 }
 
 bool wh_port_reap(struct wharf_port *port)

@@ -78,7 +78,6 @@ void wh_port_end(struct wharf_port *port, uint32_t code, int error, const char *
 	wh_port_reap(port);
 	wh_port_queued(port, &port->reason.unsent_messages, &port->reason.unsent_bytes);
 	wh_loop_clear_deadline(port->source.loop, &port->deadline);
-	wh_loop_clear_deadline(port->source.loop, &port->grace);
 	wh_loop_clear_deadline(port->source.loop, &port->retry);
 	wh_loop_clear_deadline(port->source.loop, &port->ask);
 	wh_connect_stop(port);
@@ -324,15 +323,13 @@ static void on_deadline(struct wh_deadline *deadline)
 			"the peer did not finish in time");
 }
 
-static void on_grace(struct wh_deadline *deadline)
+/* The socket can no longer be written. Its end comes when what the peer had sent is delivered. */
+static void out_of_grace(struct wharf_port *port)
 {
-	struct wharf_port *port = wh_container_of(deadline, struct wharf_port, grace);
-
-	/* Its end comes when what it had sent is delivered. */
 	if (port->eof)
 		return;
 	if (wh_port_delivers(port))
-		wh_loop_set_deadline(port->source.loop, &port->grace, WH_GRACE_NS);
+		wh_loop_set_deadline(port->source.loop, &port->retry, WH_GRACE_NS);
 	else
 		wh_port_end(port, WHARF_CLOSE_PEER_GONE, EPIPE, "the peer stopped reading");
 }
@@ -342,7 +339,10 @@ static void on_retry(struct wh_deadline *deadline)
 	struct wharf_port *port = wh_container_of(deadline, struct wharf_port, retry);
 
 	port->backing_off = false;
-	wh_port_flush(port);
+	if (port->tx_dead && port->state < WH_PORT_ENDING)
+		out_of_grace(port);
+	else
+		wh_port_flush(port);
 }
 
 void wh_port_kick(struct wharf_port *port, uint32_t reasons)
@@ -406,7 +406,6 @@ void wh_port_callbacks(struct wharf_port *port)
 	port->source.event = on_event;
 	port->source.loop_freed = on_loop_freed;
 	port->deadline.expired = on_deadline;
-	port->grace.expired = on_grace;
 	port->retry.expired = on_retry;
 	port->ask.expired = wh_port_ask_again;
 	port->kick.run = on_kick;

@@ -31,7 +31,7 @@ enum {
 	/* payload that waits before a send submits by itself: the receiver must not idle meanwhile */
 	WH_FLUSH_BYTES = 1 << 20,
 	WH_ACCUMULATORS = 8,             /* release words collected at once; a power of two */
-	WH_PORT_TIMERS = 4,
+	WH_PORT_TIMERS = 3,
 	/* A socket that can no longer be written, and whose end does not come, belongs to a peer that plays tricks. */
 	WH_GRACE_NS = 1000000000,
 };
@@ -143,7 +143,7 @@ struct wharf_port {
 	uint64_t bytes_unread;           /* payload of those between the two */
 	uint32_t window_bytes[WH_WINDOW_MAX]; /* of the last frames, by number modulo; at most UINT32_MAX each */
 	uint8_t window_fds[WH_WINDOW_MAX]; /* descriptors of the last frames, by number modulo */
-	struct wh_deadline retry;
+	struct wh_deadline retry;        /* of a stuck frame; of a dead socket, where there is none: its grace */
 
 	/* Flows. */
 	struct wh_flow plain;
@@ -155,7 +155,7 @@ struct wharf_port {
 	uint64_t flows_cost, active_cost; /* of streams and calls, against tx_queued_bytes_max; of those on active */
 	uint64_t refused_call_cost;      /* of calls that could not begin because of that: the smallest; 0: none */
 	struct wh_list blocked_flows;    /* a send to which answered -EAGAIN */
-	struct wh_list blocked_dry;      /* the same, and there is no credit: until there is, nothing else helps */
+	uint32_t n_dry;                  /* flows that are */
 	struct wh_list credits_due, farewells; /* flows whose peer is to be told */
 	struct wh_list resumed;          /* flows with records to deliver */
 	uint64_t queued_messages, queued_bytes; /* of all flows, not yet in frames */
@@ -214,11 +214,9 @@ struct wharf_port {
 	bool same_user;                  /* takes no peer of another user */
 	bool told;                       /* on_close has run */
 	struct wh_deadline deadline;     /* of opening, or of draining */
-	struct wh_deadline grace;        /* of a socket that can no longer be written */
 	struct wh_kick kick;
 	_Atomic uint32_t taken;          /* messages taken that lie in the peer's memory, and not released */
 	_Atomic int holding_fd;          /* the socket, kept for those when the port let go of it; -1: none */
-	struct wh_fork_hook holding;     /* while it is kept */
 
 	struct wharf_peer peer;
 	struct wh_stats_port *stats;
@@ -226,6 +224,7 @@ struct wharf_port {
 	union {
 		struct wh_hello hello;   /* what this end says */
 		char reason_text[sizeof(struct wh_hello)]; /* from ENDING on: room for a path and why */
+		struct wh_fork_hook holding; /* behind on_close: of holding_fd */
 	};
 };
 

@@ -446,11 +446,12 @@ Test(caps, who_has_no_credit_is_not_looked_at_before_there_is_some)
 	cr_assert_eq(p.b.n_messages, SLOW);
 	cr_assert_eq(p.a.n_writable, 0);
 	cr_assert(wh_list_empty(&p.a.port->blocked_flows));
+	cr_assert_eq(p.a.port->n_dry, SLOW);
 	for (unsigned i = 0; i < SLOW; i++)
 		cr_assert_eq(wharf_stream_resume(p.b.port, p.b.seen[i].stream), 0);
 	apart_settle(&p);
 	cr_assert_geq(p.a.n_writable, 1);
-	cr_assert(wh_list_empty(&p.a.port->blocked_dry));
+	cr_assert_eq(p.a.port->n_dry, 0);
 	cr_assert_eq(send_part(slow[0], 1000), 0);
 	free(large);
 	apart_free(&p);
