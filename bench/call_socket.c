@@ -60,9 +60,10 @@ static int send_piece(struct side *side, int flags)
 
 	if (piece > link->out_left)
 		piece = link->out_left;
-	do
+	do {
+		side->n_system_calls++;
 		n = send(link->fd, link->out + (link->out_bytes - link->out_left), piece, MSG_NOSIGNAL | flags);
-	while (n < 0 && errno == EINTR);
+	} while (n < 0 && errno == EINTR);
 	if (n < 0 && errno == EAGAIN)
 		return 0;
 	if (n < 0 && (errno == EPIPE || errno == ECONNRESET))
@@ -79,9 +80,10 @@ static int receive_some(struct side *side, int flags)
 	struct link *link = side->link;
 	ssize_t n;
 
-	do
+	do {
+		side->n_system_calls++;
 		n = recv(link->fd, link->in + link->in_fill, link->in_bytes - link->in_fill, flags);
-	while (n < 0 && errno == EINTR);
+	} while (n < 0 && errno == EINTR);
 	if (n < 0 && errno == EAGAIN)
 		return 0;
 	if (n == 0 || (n < 0 && errno == ECONNRESET))
@@ -169,6 +171,7 @@ static int call(struct side *side)
 		if (r == 0 && link->out_left) {
 			struct pollfd both = { .fd = link->fd, .events = POLLIN | POLLOUT };
 
+			side->n_system_calls += !side->plan->spin;
 			if (!side->plan->spin && poll(&both, 1, -1) < 0 && errno != EINTR)
 				return side_fail(side, -errno, "poll: %s", strerror(errno));
 			flags = MSG_DONTWAIT;

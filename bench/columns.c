@@ -45,19 +45,34 @@ bool columns_find(const struct options *options, const char *name, size_t name_l
 	return false;
 }
 
+/* A transport's name, or wharf/VARIANT. False: there is none of it. */
+static bool find_transport(const char *word, size_t length, struct column *column)
+{
+	const char *slash = memchr(word, '/', length);
+	size_t name_length = slash ? (size_t)(slash - word) : length;
+
+	column->transport = transport_find(word, name_length);
+	if (!slash)
+		return column->transport;
+	column->variant = variant_find(slash + 1, length - name_length - 1);
+	return column->transport == &transport_wharf && column->variant;
+}
+
 static int make_transports(struct options *options, const char *text, char *error)
 {
-	size_t before;
-
 	for (;;) {
-		size_t length = strcspn(text, ",");
-		const struct transport *transport = transport_find(text, length);
+		size_t length = strcspn(text, ","), before;
+		struct column found = { .transport = NULL }, *column;
 
-		if (!transport)
+		if (!find_transport(text, length, &found))
 			return complain(error, "--transport: no such transport: '%.*s'", (int)length, text);
 		if (columns_find(options, text, length, &before))
-			return complain(error, "--transport: '%s' is there twice", transport->name);
-		add_column(options, transport->name)->transport = transport;
+			return complain(error, "--transport: '%.*s' is there twice", (int)length, text);
+		snprintf(found.transport_name, sizeof found.transport_name, "%.*s", (int)length, text);
+		column = add_column(options, found.transport_name);
+		memcpy(column->transport_name, found.transport_name, sizeof column->transport_name);
+		column->transport = found.transport;
+		column->variant = found.variant;
 		if (!text[length])
 			return 0;
 		text += length + 1;
@@ -79,27 +94,9 @@ static bool take_number(const char **text, size_t max, size_t *ret_number)
 	return true;
 }
 
-static int make_ports(struct options *options, const char *text, char *error)
-{
-	for (;; text++) {
-		char name[OPTIONS_COLUMN_NAME_MAX];
-		size_t ports, before;
-
-		if (!take_number(&text, PORTS_MAX, &ports))
-			return complain(error, "--ports: '%s' is not a list of numbers from 1 to %d", text, PORTS_MAX);
-		snprintf(name, sizeof name, "%zu", ports);
-		if (columns_find(options, name, strlen(name), &before))
-			return complain(error, "--ports: %s is there twice", name);
-		if (options->n_columns == OPTIONS_COLUMNS_MAX)
-			return complain(error, "--ports: more than %d", OPTIONS_COLUMNS_MAX);
-		add_column(options, name)->ports = ports;
-		if (!*text)
-			return 0;
-	}
-}
-
-/* Of each number in flight all transports, the first of them the base. */
-static int add_calls(struct options *options, const struct column *of, size_t n_of, size_t inflight, char *error)
+/* Of one number all of what was asked for. */
+static int add_numbered(struct options *options, const struct column *of, size_t n_of, const char *option,
+	size_t number, char *error)
 {
 	size_t base = options->n_columns;
 
@@ -107,41 +104,68 @@ static int add_calls(struct options *options, const struct column *of, size_t n_
 		char name[OPTIONS_COLUMN_NAME_MAX];
 		struct column *column;
 		size_t before;
+		bool choice = *of[i].transport_name;
 
-		snprintf(name, sizeof name, "%.9s:%zu", of[i].name, inflight);
+		snprintf(name, sizeof name, "%.15s%s%zu", of[i].transport_name, choice ? ":" : "", number);
 		if (columns_find(options, name, strlen(name), &before))
-			return complain(error, "--inflight: %zu is there twice", inflight);
+			return complain(error, "%s: %zu is there twice", option, number);
 		if (options->n_columns == OPTIONS_COLUMNS_MAX)
-			return complain(error, "--inflight: with the transports more than %d", OPTIONS_COLUMNS_MAX);
-		column = add_column(options, name);
-		column->transport = of[i].transport;
-		column->inflight = inflight;
-		column->base = base;
+			return complain(error, "%s: with the transports more than %d", option, OPTIONS_COLUMNS_MAX);
+		column = &options->columns[options->n_columns++];
+		*column = of[i];
+		memcpy(column->name, name, sizeof name);
+		if (options->mode == MODE_CALL)
+			column->inflight = number;
+		else
+			column->ports = number;
+		/* Without a choice of transports it is the numbers that are compared. */
+		column->base = choice ? base : 0;
 	}
 	return 0;
 }
 
-static int make_calls(struct options *options, const struct column_words *words, char *error)
+/* Each number of the list with each of the columns that there are. */
+static int make_numbered(struct options *options, const char *option, const char *text, size_t max, char *error)
 {
-	const char *text = words->inflight ? words->inflight : "1,16,256";
 	struct column of[OPTIONS_COLUMNS_MAX];
-	size_t n_of;
-	int r = make_transports(options, words->transports ? words->transports : all_transports, error);
+	size_t n_of = options->n_columns;
 
-	if (r < 0)
-		return r;
-	n_of = options->n_columns;
 	memcpy(of, options->columns, sizeof of);
 	for (options->n_columns = 0;; text++) {
-		size_t inflight;
+		size_t number;
+		int r;
 
-		if (!take_number(&text, INFLIGHT_MAX, &inflight))
-			return complain(error, "--inflight: '%s' is not a list of numbers from 1 to %d", text,
-				INFLIGHT_MAX);
-		r = add_calls(options, of, n_of, inflight, error);
+		if (!take_number(&text, max, &number))
+			return complain(error, "%s: '%s' is not a list of numbers from 1 to %zu", option, text, max);
+		r = add_numbered(options, of, n_of, option, number, error);
 		if (r < 0 || !*text)
 			return r;
 	}
+}
+
+static int make_calls(struct options *options, const struct column_words *words, char *error)
+{
+	const char *numbers = words->inflight ? words->inflight : "1,16,256";
+	int r = make_transports(options, words->transports ? words->transports : all_transports, error);
+
+	return r < 0 ? r : make_numbered(options, "--inflight", numbers, INFLIGHT_MAX, error);
+}
+
+static int make_ports(struct options *options, const struct column_words *words, char *error)
+{
+	const char *numbers = words->ports ? words->ports : "1,10,100,1000,10000";
+	int r = 0;
+
+	if (words->transports)
+		r = make_transports(options, words->transports, error);
+	else
+		add_column(options, "")->transport = &transport_wharf;
+	if (r < 0)
+		return r;
+	for (size_t i = 0; i < options->n_columns; i++)
+		if (options->columns[i].transport != &transport_wharf)
+			return complain(error, "--transport: fanin measures wharf");
+	return make_numbered(options, "--ports", numbers, PORTS_MAX, error);
 }
 
 int columns_make(struct options *options, const struct column_words *words, char ret_error[COLUMNS_ERROR_MAX])
@@ -157,9 +181,7 @@ int columns_make(struct options *options, const struct column_words *words, char
 	case MODE_CALL:
 		return make_calls(options, words, ret_error);
 	case MODE_FANIN:
-		if (words->transports)
-			return complain(ret_error, "--transport: fanin measures wharf");
-		return make_ports(options, words->ports ? words->ports : "1,10,100,1000,10000", ret_error);
+		return make_ports(options, words, ret_error);
 	case MODE_FAIRNESS:
 		if (words->transports)
 			return complain(ret_error, "--transport: fairness measures ports of wharf");

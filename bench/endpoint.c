@@ -68,12 +68,20 @@ int endpoint_settle(struct side *side, const char *what, int r)
 	return 0;
 }
 
+static uint64_t system_calls(const struct side *side)
+{
+	const struct endpoint *endpoint = side->link;
+
+	return loop_system_calls(endpoint->loop);
+}
+
 int endpoint_open(struct side *side, int fd, const struct wharf_port_ops *ops, size_t size, uint32_t calls_max)
 {
 	const struct plan *plan = side->plan;
 	struct endpoint *endpoint = side->link;
 	int r;
 
+	side->system_calls = system_calls;
 	endpoint->size = size;
 	if (size <= plan->inline_max)
 		endpoint->bytes = malloc(size);

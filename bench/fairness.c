@@ -148,9 +148,9 @@ static _Noreturn void run_flooder(struct run *run)
 	if (r == 0)
 		r = spokes_connect(&spokes, run->address);
 	if (r == 0) {
-		outcome_start(outcome);
+		outcome_start(outcome, 0);
 		r = spokes_send(&spokes, UINT64_MAX, &board->stop);
-		outcome_stop(outcome);
+		outcome_stop(outcome, 0);
 		board->flood_sent = spokes_sent(&spokes);
 	}
 	if (r == 0)

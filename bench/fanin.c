@@ -13,6 +13,7 @@
 
 #include "crew.h"
 #include "hub.h"
+#include "loop.h"
 #include "memory.h"
 #include "spokes.h"
 
@@ -281,12 +282,12 @@ static int play_hub(struct run *run, struct hub *hub)
 	hub->user = run;
 	hub->on_mark = note_counts;
 	hub->mark = run->ports * plan->warm + (run->ports * (plan->messages - plan->warm) + 1) / 2;
-	outcome_start(hub->outcome);
+	outcome_start(hub->outcome, loop_system_calls(hub->loop));
 	run->board->phase = PHASE_GO;
 	r = hub_take(hub, run->ports * plan->messages);
 	if (r < 0)
 		return r;
-	outcome_stop(hub->outcome);
+	outcome_stop(hub->outcome, loop_system_calls(hub->loop));
 	memory_now(&active);
 	note_memory(run, FANIN_ACTIVE, &before, &active);
 	start_ns = clock_ns();
@@ -337,9 +338,9 @@ static int play_sender(const struct run *run, struct spokes *spokes)
 		r = await_phase(run, spokes, PHASE_GO);
 	if (r < 0)
 		return r;
-	outcome_start(spokes->outcome);
+	outcome_start(spokes->outcome, loop_system_calls(spokes->loop));
 	r = spokes_send(spokes, run->plan.messages, NULL);
-	outcome_stop(spokes->outcome);
+	outcome_stop(spokes->outcome, loop_system_calls(spokes->loop));
 	if (r == 0)
 		r = await_phase(run, spokes, PHASE_END);
 	return r == 0 ? spokes_finish(spokes) : r;
@@ -387,8 +388,10 @@ static struct sample evaluate(const struct run *run)
 		const struct outcome *sender = &run->board->senders[i];
 
 		sample.cpu_ns[0] += (double)(sender->cpu_end_ns - sender->cpu_start_ns) / messages;
+		sample.system_calls[0] += (double)(sender->calls_end - sender->calls_start) / messages;
 	}
 	sample.cpu_ns[1] = (double)(hub->cpu_end_ns - hub->cpu_start_ns) / messages;
+	sample.system_calls[1] = (double)(hub->calls_end - hub->calls_start) / messages;
 	run->board->extras[FANIN_SENDERS] = (double)run->senders;
 	memcpy(sample.extras, run->board->extras, sizeof run->board->extras);
 	return sample;

@@ -20,18 +20,20 @@
  *   placement      {near_below_ns, source: "found", "given" or "assumed", rtt_min_ns, rtt_max_ns
  *                  (null: nothing could be probed), and counts of repetitions: near, far, repeated, left_out}
  *   results        one for each size and transport, number of ports, scenario, or transport and calls in flight:
- *     size, transport; fanin: ports; fairness: scenario: "quiet", "elsewhere" (the flood has a receiver of its own)
- *                  or "flood"; call: inflight, reply_size
+ *     size, transport (fanin: if one was asked for); fanin: ports; fairness: scenario: "quiet", "elsewhere" (the
+ *                  flood has a receiver of its own) or "flood"; call: inflight, reply_size
  *     detail       what the transport ran on: its engine, its buffer
  *     messages     of each repetition
  *     repetitions  [{place: "near", "far" or "moved", rtt_before_ns, rtt_after_ns, seconds, messages_per_second,
- *                  cpu_sender_ns, cpu_receiver_ns, and for round trips and calls p50_ns, p99_ns, p999_ns, max_ns; and
- *                  what the command has besides, see below}]
+ *                  cpu_sender_ns, cpu_receiver_ns, but for fairness system_calls_sender, system_calls_receiver, and
+ *                  for round trips and calls p50_ns, p99_ns, p999_ns, max_ns; and what the command has besides, see
+ *                  below}]
  *     summaries    one for each of near and far that has repetitions:
  *                  [{place, n, messages_per_second: {min, median, max}, gb_per_second, cpu_sender_ns, cpu_receiver_ns,
- *                  and for round trips and calls p50_ns: {min, median, max}, p99_ns, p999_ns, max_ns; ratio: to the
- *                  first of them (call: with as many in flight), of the median messages_per_second or, for round trips,
- *                  p50_ns; null: not measured in this placement; fairness: p50_to_quiet, p99_to_quiet,
+ *                  system_calls_sender, system_calls_receiver as above, and for round trips and calls p50_ns: {min,
+ *                  median, max}, p99_ns, p999_ns, max_ns; ratio: to the first of them (call: with as many in flight;
+ *                  fanin of several transports: of as many ports), of the median messages_per_second or, for round
+ *                  trips, p50_ns; null: not measured in this placement; fairness: p50_to_quiet, p99_to_quiet,
  *                  p50_to_elsewhere, p99_to_elsewhere; and what the command has besides}]
  *   requirements   [{text, measured, met, place and ratio (null: not measured)}]
  *
@@ -44,7 +46,8 @@
  * call has besides: reply_gb_per_second (gb_per_second is of requests); in_flight_mean, of calls. Its sender calls, its
  * receiver answers.
  *
- * CPU times are per message. Summaries are medians of their repetitions, but for max_ns, the greatest.
+ * CPU times and system calls are per message; system calls are those that send, receive and wait. Summaries are medians
+ * of their repetitions, but for max_ns, the greatest.
  */
 #include <errno.h>
 #include <json-c/json.h>
@@ -107,6 +110,14 @@ static void add_extras(struct json_object *to, const struct results *results, co
 		add_number(to, names[i], extras[i]);
 }
 
+static void add_system_calls(struct json_object *to, const struct results *results, const double each[2])
+{
+	if (results->options->mode == MODE_FAIRNESS)
+		return;
+	add_number(to, "system_calls_sender", each[0]);
+	add_number(to, "system_calls_receiver", each[1]);
+}
+
 static struct json_object *repetition_object(const struct results *results, const struct sample *sample)
 {
 	struct json_object *object = json_object_new_object();
@@ -119,6 +130,7 @@ static struct json_object *repetition_object(const struct results *results, cons
 	add_number(object, "messages_per_second", sample->per_second);
 	add_number(object, "cpu_sender_ns", sample->cpu_ns[0]);
 	add_number(object, "cpu_receiver_ns", sample->cpu_ns[1]);
+	add_system_calls(object, results, sample->system_calls);
 	if (results_timed(results)) {
 		add_count(object, "p50_ns", sample->latency.p50_ns);
 		add_count(object, "p99_ns", sample->latency.p99_ns);
@@ -152,6 +164,7 @@ static struct json_object *summary_object(const struct results *results, size_t 
 	add_number(object, "gb_per_second", row->gb_per_second);
 	add_number(object, "cpu_sender_ns", row->cpu_ns[0]);
 	add_number(object, "cpu_receiver_ns", row->cpu_ns[1]);
+	add_system_calls(object, results, row->system_calls);
 	if (results_timed(results)) {
 		add_spread(object, "p50_ns", &row->p50);
 		add_number(object, "p99_ns", row->p99);
@@ -169,13 +182,15 @@ static void add_column(struct json_object *to, enum mode mode, const struct colu
 {
 	switch (mode) {
 	case MODE_FANIN:
+		if (*column->transport_name)
+			add_text(to, "transport", column->transport_name);
 		add_count(to, "ports", column->ports);
 		break;
 	case MODE_FAIRNESS:
 		add_text(to, "scenario", column->name);
 		break;
 	case MODE_CALL:
-		add_text(to, "transport", column->transport->name);
+		add_text(to, "transport", column->transport_name);
 		add_count(to, "inflight", column->inflight);
 		break;
 	default:

@@ -14,6 +14,8 @@ int loop_open(const struct plan *plan, struct outcome *outcome, wharf_loop **ret
 	if (r < 0)
 		return outcome_fail(outcome, r, "wharf_fork_child: %s", strerror(-r));
 	r = wharf_loop_new(WHARF_OPT(loop,
+		.engine = plan->engine,
+		.flags = plan->loop_flags,
 		.frame_bytes_max = (uint32_t)plan->frame_bytes,
 		.rx_buffers = (uint32_t)plan->rx_buffers), ret_loop);
 	return r < 0 ? outcome_fail(outcome, r, "wharf_loop_new: %s", strerror(-r)) : 0;
@@ -26,6 +28,13 @@ int loop_step(wharf_loop *loop, struct outcome *outcome, int64_t timeout_ns)
 	if (r < 0)
 		return outcome_fail(outcome, r, "wharf_loop_step: %s", strerror(-r));
 	return outcome->error[0] ? -EIO : 0;
+}
+
+uint64_t loop_system_calls(const wharf_loop *loop)
+{
+	struct wharf_loop_info info = { .size = sizeof info };
+
+	return wharf_loop_info(loop, &info) == 0 ? info.system_calls : 0;
 }
 
 void loop_check_close(const struct wharf_reason *reason, struct outcome *outcome, size_t index, size_t n)

@@ -14,6 +14,7 @@ enum {
 	EXIT_OK = 0,
 	EXIT_FAILED = 1,
 	EXIT_NOT_MET = 3,
+	EXIT_SKIPPED = 77,
 };
 
 static int complain(const char *what, int error)
@@ -72,6 +73,21 @@ out:
 	return status;
 }
 
+/* An engine may be refused here: that is said before anything is measured. */
+static int try_variants(const struct options *options)
+{
+	for (size_t i = 0; i < options->n_columns; i++) {
+		const struct column *column = &options->columns[i];
+		int r = column->variant ? variant_try(column->variant) : 0;
+
+		if (r < 0) {
+			fprintf(stderr, "wharf-bench: skipped: %s: %s\n", column->transport_name, strerror(-r));
+			return EXIT_SKIPPED;
+		}
+	}
+	return EXIT_OK;
+}
+
 int main(int argc, char **argv)
 {
 	struct options options;
@@ -81,5 +97,6 @@ int main(int argc, char **argv)
 		return status;
 	if (options.mode == MODE_PROBE)
 		return runner_probe(&options) < 0 ? EXIT_FAILED : EXIT_OK;
-	return measure(&options);
+	status = try_variants(&options);
+	return status ? status : measure(&options);
 }

@@ -82,12 +82,17 @@ static const char doc[] =
 	"come in order. What is compared has names like `wharf:16'; the ratio of a row is that of its calls per "
 	"second to those of the first transport with as many in flight.\n"
 	"\n"
+	"Variants of wharf: `wharf/uring' and `wharf/epoll' run on that engine, whatever WHARF_ENGINE says; "
+	"`wharf/blind' shows nothing to inspectors (WHARF_LOOP_UNSEEN); `wharf/traced' keeps its last events "
+	"(WHARF_LOOP_TRACE). System calls per message are the sender's and the receiver's: those that send, receive "
+	"and wait.\n"
+	"\n"
 	"SIZE is a number of bytes with an optional k, m or g. Message sizes are multiples of 8.\n"
 	"\n"
 	"The CPUs of a virtual machine move: near each other a cache line takes about 100 ns to and fro, far apart "
 	"about 450. Each repetition is probed before and after, one during which they moved is repeated, and only "
 	"like placements are compared. The ratio of a row is its median divided by the first one's: transport, "
-	"number of ports, or scenario. Of calls see above.\n"
+	"number of ports, or scenario. Of calls see above; so it is for the ports of several variants.\n"
 	"\n"
 	"A requirement like `wharf/seqpacket>=30@64', `1000/1>=0.8@64', `flood/elsewhere<=3@64' or "
 	"`wharf:16/seqpacket:16>=2@64' is about the ratio of two medians at a size (round trips: of their p50), in "
@@ -96,14 +101,15 @@ static const char doc[] =
 	"The form of the JSON is described in bench/json.c.\n"
 	"\n"
 	"Exit status: 0; 1 a transport failed, or a message was lost, changed or out of order; 2 bad options; 3 a "
-	"requirement is not met, or was not measured; 77 there are no two CPUs.";
+	"requirement is not met, or was not measured; 77 there are no two CPUs, or a variant is not to be had here.";
 
 static const struct argp_option option_table[] = {
 	{ "sizes", 's', "SIZE,...", 0,
 		"message sizes; default 64,256,1k,16k,1m; fanin 64,1k,16k; fairness 64, of the small messages; call "
 		"64,1k,64k,1m, of requests", 1 },
 	{ "transport", 't', "NAME,...", 0,
-		"throughput, latency, call: of wharf, seqpacket, stream; default all, in this order", 1 },
+		"throughput, latency, call: of wharf, seqpacket, stream, and wharf/VARIANT; default the first three; "
+		"fanin: of wharf and its variants", 1 },
 	{ "inflight", OPTION_INFLIGHT, "N,...", 0, "call: requests on their way at once; default 1,16,256", 1 },
 	{ "reply-size", OPTION_REPLY_SIZE, "SIZE", 0, "call: of replies; default that of the request", 1 },
 	{ "ports", OPTION_PORTS, "N,...", 0, "fanin: numbers of ports; default 1,10,100,1000,10000", 1 },
@@ -326,14 +332,19 @@ static error_t parse_placement(struct parser *parser, const char *word)
 	return complain(parser, "--placement: '%s' is neither 'near' nor 'far' nor 'any'", word);
 }
 
-/* Takes a column's name up to one of `stops` off *text. */
-static bool take_column(const struct options *options, const char **text, const char *stops, size_t *ret_index)
+/* Takes A/B off *text. Each may have a slash of its own: the one between them is where both sides are columns. */
+static bool take_columns(const struct options *options, const char **text, size_t *ret_a, size_t *ret_b)
 {
-	const char *name = *text;
-	size_t length = strcspn(name, stops);
+	const char *begin = *text, *end = begin + strcspn(begin, "<>");
 
-	*text += length;
-	return columns_find(options, name, length, ret_index);
+	for (const char *p = begin; p < end; p++) {
+		if (*p == '/' && columns_find(options, begin, (size_t)(p - begin), ret_a) &&
+		    columns_find(options, p + 1, (size_t)(end - p - 1), ret_b)) {
+			*text = end;
+			return true;
+		}
+	}
+	return false;
 }
 
 static error_t parse_requirement(struct parser *parser, const char *text)
@@ -343,8 +354,7 @@ static error_t parse_requirement(struct parser *parser, const char *text)
 	const char *p = text;
 	size_t size;
 
-	if (!take_column(options, &p, "/", &requirement.a) || *p++ != '/' ||
-	    !take_column(options, &p, "<>", &requirement.b))
+	if (!take_columns(options, &p, &requirement.a, &requirement.b))
 		return complain(parser, "--require: '%s' does not begin with two of what is compared, A/B", text);
 	requirement.at_most = *p == '<';
 	if (!*p || p[1] != '=' || !parse_number(p + 2, 0, 1e12, &p, &requirement.bound) || *p++ != '@' ||

@@ -10,12 +10,14 @@
 #include "size.h"
 #include "touch.h"
 #include "transport.h"
+#include "variant.h"
 
 enum {
 	OPTIONS_COLUMNS_MAX = 24,
 	OPTIONS_REQUIREMENTS_MAX = 32,
 	OPTIONS_REPEAT_MAX = 1000,
-	OPTIONS_COLUMN_NAME_MAX = 16,
+	OPTIONS_COLUMN_NAME_MAX = 24,
+	OPTIONS_TRANSPORT_NAME_MAX = 16,
 };
 
 enum mode {
@@ -31,7 +33,9 @@ enum mode {
 struct column {
 	char name[OPTIONS_COLUMN_NAME_MAX];
 	size_t base;                       /* the column that ratios are to */
-	const struct transport *transport; /* MODE_THROUGHPUT, MODE_LATENCY, MODE_CALL */
+	char transport_name[OPTIONS_TRANSPORT_NAME_MAX]; /* as it was asked for; empty: fan-in without a choice */
+	const struct transport *transport; /* MODE_THROUGHPUT, MODE_LATENCY, MODE_CALL, MODE_FANIN */
+	const struct variant *variant;     /* of it; NULL: as the library has it */
 	size_t inflight;                   /* MODE_CALL */
 	size_t ports;                      /* MODE_FANIN */
 	unsigned scenario;                 /* MODE_FAIRNESS: enum scenario */

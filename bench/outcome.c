@@ -20,14 +20,16 @@ int outcome_fail(struct outcome *outcome, int error, const char *format, ...)
 	return error;
 }
 
-void outcome_start(struct outcome *outcome)
+void outcome_start(struct outcome *outcome, uint64_t system_calls)
 {
+	outcome->calls_start = system_calls;
 	outcome->cpu_start_ns = clock_cpu_ns();
 	outcome->start_ns = clock_ns();
 }
 
-void outcome_stop(struct outcome *outcome)
+void outcome_stop(struct outcome *outcome, uint64_t system_calls)
 {
 	outcome->end_ns = clock_ns();
 	outcome->cpu_end_ns = clock_cpu_ns();
+	outcome->calls_end = system_calls;
 }

@@ -151,6 +151,10 @@ static struct sample evaluate(const struct run *run)
 			(double)(sender->cpu_end_ns - sender->cpu_start_ns) / (double)messages,
 			(double)(receiver->cpu_end_ns - receiver->cpu_start_ns) / (double)messages,
 		},
+		.system_calls = {
+			(double)(sender->calls_end - sender->calls_start) / (double)messages,
+			(double)(receiver->calls_end - receiver->calls_start) / (double)messages,
+		},
 	};
 
 	sample.per_second = (double)messages / sample.seconds;

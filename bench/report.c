@@ -3,6 +3,7 @@
 #include "report.h"
 
 #include <math.h>
+#include <string.h>
 
 #include "fairness.h"
 #include "fanin.h"
@@ -18,10 +19,15 @@ static void print_title(const struct results *results, FILE *file)
 		options->seconds, options->cpus[0], options->cpus[1]);
 }
 
-/* Columns have longer names than a transport's. */
 static int name_width(const struct results *results)
 {
-	return results->options->mode == MODE_CALL ? OPTIONS_COLUMN_NAME_MAX - 1 : 9;
+	const struct options *options = results->options;
+	size_t width = 9;
+
+	for (size_t i = 0; i < options->n_columns; i++)
+		if (strlen(options->columns[i].name) > width)
+			width = strlen(options->columns[i].name);
+	return (int)width;
 }
 
 static void print_ratio(double ratio, FILE *file)
@@ -88,15 +94,16 @@ static void print_head(const struct results *results, FILE *file)
 		fprintf(file, "  %10s  %19s  %19s", "flood GB/s", "p50, p99: to quiet", "to elsewhere");
 		break;
 	case MODE_CALL:
-		fprintf(file, "  %7s  %9s  %8s  %8s  %8s  %19s  %8s", "back", "in flight", "p50 us", "p99 us", "p99.9 us",
-			"CPU ns/call", "ratio");
+		fprintf(file, "  %7s  %9s  %8s  %8s  %8s  %19s  %15s  %8s", "back", "in flight", "p50 us", "p99 us",
+			"p99.9 us", "CPU ns/call", "syscalls/call", "ratio");
 		break;
 	case MODE_FANIN:
-		fprintf(file, "  %19s  %8s  %7s  %13s", "CPU ns/msg", "ratio", "slowest", "fewest, most");
+		fprintf(file, "  %19s  %15s  %8s  %7s  %13s", "CPU ns/msg", "syscalls/msg", "ratio", "slowest",
+			"fewest, most");
 		break;
 	default:
-		fprintf(file, "  %19s  %8s", results_of_round_trips(results) ? "CPU ns/round trip" : "CPU ns/msg",
-			"ratio");
+		fprintf(file, "  %19s  %15s  %8s", results_of_round_trips(results) ? "CPU ns/round trip" : "CPU ns/msg",
+			results_of_round_trips(results) ? "syscalls/rtrip" : "syscalls/msg", "ratio");
 	}
 	fprintf(file, "  %8s\n", "rtt ns");
 }
@@ -134,7 +141,8 @@ static void print_row(const struct results *results, size_t size, size_t column,
 		print_against(results, size, column, SCENARIO_QUIET, place, file);
 		print_against(results, size, column, SCENARIO_ELSEWHERE, place, file);
 	} else {
-		fprintf(file, "  %8.0f + %8.0f", row->cpu_ns[0], row->cpu_ns[1]);
+		fprintf(file, "  %8.0f + %8.0f  %6.4f + %6.4f", row->cpu_ns[0], row->cpu_ns[1], row->system_calls[0],
+			row->system_calls[1]);
 		print_ratio(row->ratio, file);
 	}
 	if (options->mode == MODE_FANIN)
@@ -176,9 +184,9 @@ static void print_costs_row(const struct results *results, size_t size, size_t c
 	const struct options *options = results->options;
 	char text[SIZE_TEXT_MAX];
 
-	fprintf(file, "%6s  %-9s  %-5s  %3zu  %7.0f  %8.3f  %8.3f", size_print(options->sizes.sizes[size], text),
-		options->columns[column].name, placement_name(place), row->n, row->extras[FANIN_SENDERS],
-		row->extras[FANIN_OPEN_SECONDS], row->extras[FANIN_CLOSE_SECONDS]);
+	fprintf(file, "%6s  %-*s  %-5s  %3zu  %7.0f  %8.3f  %8.3f", size_print(options->sizes.sizes[size], text),
+		name_width(results), options->columns[column].name, placement_name(place), row->n,
+		row->extras[FANIN_SENDERS], row->extras[FANIN_OPEN_SECONDS], row->extras[FANIN_CLOSE_SECONDS]);
 	print_cost(&row->extras[FANIN_IDLE], file);
 	print_cost(&row->extras[FANIN_ACTIVE], file);
 	fputc('\n', file);
@@ -187,8 +195,8 @@ static void print_costs_row(const struct results *results, size_t size, size_t c
 static void print_costs(const struct results *results, FILE *file)
 {
 	fputs("Per port, in the receiver (KiB; the kernel's socket memory is not counted):\n", file);
-	fprintf(file, "%6s  %-9s  %-5s  %3s  %7s  %8s  %8s", "size", "ports", "place", "n", "senders", "open s",
-		"close s");
+	fprintf(file, "%6s  %-*s  %-5s  %3s  %7s  %8s  %8s", "size", name_width(results), "ports", "place", "n",
+		"senders", "open s", "close s");
 	for (int active = 0; active < 2; active++)
 		fprintf(file, "  %10s  %7s  %7s  %4s  %5s", active ? "heap, used" : "heap, idle", "control", "RSS",
 			"fds", "maps");

@@ -46,7 +46,8 @@ static enum place place_of(const struct results *results, const struct sample *s
 static bool summarise(const struct results *results, size_t size, size_t column, enum place place,
 	struct row *ret_row)
 {
-	enum { PER_SECOND, CPU_SENDER, CPU_RECEIVER, P50, P99, P999, MAX, RTT_BEFORE, RTT_AFTER, EXTRAS };
+	enum { PER_SECOND, CPU_SENDER, CPU_RECEIVER, CALLS_SENDER, CALLS_RECEIVER, P50, P99, P999, MAX, RTT_BEFORE,
+		RTT_AFTER, EXTRAS };
 	enum { FIGURES = EXTRAS + RESULT_EXTRAS_MAX };
 	const struct cell *cell = results_cell(results, size, column);
 	double values[FIGURES][OPTIONS_REPEAT_MAX];
@@ -61,6 +62,8 @@ static bool summarise(const struct results *results, size_t size, size_t column,
 		values[PER_SECOND][n] = sample->per_second;
 		values[CPU_SENDER][n] = sample->cpu_ns[0];
 		values[CPU_RECEIVER][n] = sample->cpu_ns[1];
+		values[CALLS_SENDER][n] = sample->system_calls[0];
+		values[CALLS_RECEIVER][n] = sample->system_calls[1];
 		values[P50][n] = sample->latency.p50_ns;
 		values[P99][n] = sample->latency.p99_ns;
 		values[P999][n] = sample->latency.p999_ns;
@@ -80,6 +83,7 @@ static bool summarise(const struct results *results, size_t size, size_t column,
 		.per_second = spreads[PER_SECOND],
 		.gb_per_second = spreads[PER_SECOND].median * (double)results->options->sizes.sizes[size] / 1e9,
 		.cpu_ns = { spreads[CPU_SENDER].median, spreads[CPU_RECEIVER].median },
+		.system_calls = { spreads[CALLS_SENDER].median, spreads[CALLS_RECEIVER].median },
 		.rtt_min_ns = fmin(spreads[RTT_BEFORE].min, spreads[RTT_AFTER].min),
 		.rtt_max_ns = fmax(spreads[RTT_BEFORE].max, spreads[RTT_AFTER].max),
 		.p50 = spreads[P50],

@@ -19,6 +19,7 @@ struct sample {
 	double seconds;
 	double per_second;           /* messages, round trips, or calls */
 	double cpu_ns[2];            /* per message (or round trip, or call): sender's and receiver's */
+	double system_calls[2];      /* likewise; not of fairness */
 	struct latency latency;      /* of round trips and calls */
 	double extras[RESULT_EXTRAS_MAX]; /* what the command has besides: results_extras */
 };
@@ -51,6 +52,7 @@ struct row {
 	struct spread per_second;
 	double gb_per_second;        /* 10^9 bytes, at the median */
 	double cpu_ns[2];            /* medians */
+	double system_calls[2];
 	double rtt_min_ns, rtt_max_ns;
 	/* Of round trips and calls, in ns: medians of the repetitions' p50 and so on, and the greatest maximum. */
 	struct spread p50;

@@ -66,6 +66,10 @@ static void fill_plan(const struct options *options, size_t size, size_t column,
 	plan->size = options->sizes.sizes[size];
 	plan->inflight = options->columns[column].inflight;
 	plan->reply_size = options_reply_size(options, size);
+	if (options->columns[column].variant) {
+		plan->engine = options->columns[column].variant->engine;
+		plan->loop_flags = options->columns[column].variant->loop_flags;
+	}
 }
 
 static struct repetition repetition_of(const struct options *options, size_t size, size_t column, uint64_t messages)
@@ -156,7 +160,7 @@ static void tell(const struct runner *runner, size_t size, size_t column, const 
 {
 	char text[SIZE_TEXT_MAX];
 
-	fprintf(stderr, "%6s  %-10s  rtt %4.0f..%-4.0f ns  %10.4f M/s  cpu %.0f + %.0f ns%s\n",
+	fprintf(stderr, "%6s  %-16s  rtt %4.0f..%-4.0f ns  %10.4f M/s  cpu %.0f + %.0f ns%s\n",
 		size_print(runner->options->sizes.sizes[size], text), runner->options->columns[column].name,
 		sample->rtt_before_ns, sample->rtt_after_ns, sample->per_second / 1e6, sample->cpu_ns[0],
 		sample->cpu_ns[1],

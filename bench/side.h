@@ -29,6 +29,7 @@ struct plan {
 	size_t pool_bytes; /* wharf; 0: the library's default */
 	size_t frame_bytes; /* wharf; 0: the library's default */
 	size_t rx_buffers; /* wharf; 0: the library's default */
+	uint32_t engine, loop_flags; /* wharf: of loops */
 	size_t sndbuf;     /* sockets: SO_SNDBUF */
 };
 
@@ -38,6 +39,9 @@ struct side {
 	uint32_t *latencies_ns; /* one for each timed round trip or call */
 	size_t in_bytes;        /* of each message that arrives here; the plan's size */
 	void *link;             /* the transport's */
+	/* System calls made until now: what the transport answers, or where it has no answer, counts here. */
+	uint64_t (*system_calls)(const struct side *side);
+	uint64_t n_system_calls;
 	uint64_t count, sum;    /* of messages taken */
 	uint64_t mark;          /* count at which the clocks start, then stop */
 	uint64_t bad_at, bad_seq; /* the first message that was not the expected one */
@@ -49,8 +53,13 @@ void side_init(struct side *side, const struct plan *plan, struct outcome *outco
 /* Keeps a line for the runner: as outcome_fail. */
 #define side_fail(side, ...) outcome_fail((side)->outcome, __VA_ARGS__)
 
-static inline void side_start(struct side *side) { outcome_start(side->outcome); }
-static inline void side_stop(struct side *side) { outcome_stop(side->outcome); }
+static inline uint64_t side_system_calls(const struct side *side)
+{
+	return side->system_calls ? side->system_calls(side) : side->n_system_calls;
+}
+
+static inline void side_start(struct side *side) { outcome_start(side->outcome, side_system_calls(side)); }
+static inline void side_stop(struct side *side) { outcome_stop(side->outcome, side_system_calls(side)); }
 
 /* side_take's clocks. */
 void side_reach_mark(struct side *side);

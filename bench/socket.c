@@ -84,7 +84,10 @@ static int send_one(struct side *side, const char *from)
 	int flags = MSG_NOSIGNAL | (side->plan->spin ? MSG_DONTWAIT : 0);
 
 	for (size_t rest = side->plan->size; rest;) {
-		ssize_t n = send(link->fd, from, rest < link->piece_max ? rest : link->piece_max, flags);
+		ssize_t n;
+
+		side->n_system_calls++;
+		n = send(link->fd, from, rest < link->piece_max ? rest : link->piece_max, flags);
 
 		if (n < 0 && (errno == EINTR || errno == EAGAIN))
 			continue;
@@ -104,9 +107,10 @@ ssize_t socket_receive_some(struct side *side, void *to, size_t size)
 	int flags = side->plan->spin ? MSG_DONTWAIT : 0;
 	ssize_t n;
 
-	do
+	do {
+		side->n_system_calls++;
 		n = recv(link->fd, to, size, flags);
-	while (n < 0 && (errno == EINTR || errno == EAGAIN));
+	} while (n < 0 && (errno == EINTR || errno == EAGAIN));
 	if (n > 0)
 		return n;
 	if (n == 0 || errno == ECONNRESET)
