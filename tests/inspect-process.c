@@ -68,7 +68,7 @@ void inspect_start(struct inspector *ret_inspector, ...)
 	va_end(args);
 }
 
-static char *whole(int fd)
+static char *content(int fd)
 {
 	struct stat status;
 	char *text;
@@ -76,6 +76,15 @@ static char *whole(int fd)
 	cr_assert_eq(fstat(fd, &status), 0);
 	text = calloc(1, (size_t)status.st_size + 1);
 	cr_assert_eq(pread(fd, text, (size_t)status.st_size, 0), status.st_size);
+	return text;
+}
+
+char *inspect_so_far(const struct inspector *inspector) { return content(inspector->out); }
+
+static char *whole(int fd)
+{
+	char *text = content(fd);
+
 	close(fd);
 	return text;
 }

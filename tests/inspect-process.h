@@ -32,6 +32,7 @@ struct inspector {
 };
 void inspect_start(struct inspector *ret_inspector, ...) __attribute__((sentinel));
 void inspect_finish(struct inspector *inspector, struct said *ret_said);
+char *inspect_so_far(const struct inspector *inspector); /* what it has written; to be freed */
 
 /* Members by JSON pointer: "/processes/0/ports/0/state". They fail the test where there is none. */
 struct json_object *said_at(const struct said *said, const char *format, ...) __attribute__((format(printf, 2, 3)));
@@ -75,5 +76,10 @@ int play_flooder(struct scene *scene);  /* when told by SIGUSR1, sends until it 
 int play_leaker(struct scene *scene);   /* claims `number` buffers, and forgets them */
 int play_crowd(struct scene *scene);    /* has `number` pairs of ports on one loop */
 int play_victim(struct scene *scene);   /* its peer breaks the protocol */
+
+/* inspect-traffic.c: ready when each kind of event has been there once. */
+enum { TRAFFIC_BURST = 50, TRAFFIC_BYTES = 600 };
+int play_talker(struct scene *scene);   /* with messages of type 7, streams, calls, a full socket, strangers */
+int play_answerer(struct scene *scene); /* its peer: answers calls */
 
 #endif

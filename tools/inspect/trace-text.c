@@ -43,7 +43,6 @@ static const struct meaning {
 	[WH_TRACE_CLOSE] = { "close", "errno" },
 	[WH_TRACE_TURN] = { "events", "worked_ns" },
 	[WH_TRACE_SLEEP] = { "at_most_ns", NULL },
-	[WH_TRACE_SKIPPED] = { "n", "kind" },
 };
 
 void trace_describe(const struct wh_stats_entry *e, char text[TRACE_TEXT_BYTES])
@@ -191,12 +190,26 @@ static void write_json(const struct writer *w, const struct trace_event *event)
 	json_add_count(o, "a", e->a);
 	json_add_count(o, "b", e->b);
 	if (e->kind == WH_TRACE_SKIPPED) {
+		json_add_count(o, "n", e->a);
 		json_add_text(o, "of", names_event((uint32_t)e->b));
 	} else if (e->kind < WH_TRACE_KINDS) {
 		add_meaning(o, meanings[e->kind].a, e->a);
 		add_meaning(o, meanings[e->kind].b, e->b);
 	}
 	json_print(o, true);
+}
+
+/* Of a loop's port, and what was left out in that loop. */
+static bool is_of_port(const struct trace *trace, const struct trace_event *event, uint64_t port)
+{
+	const struct snapshot *now = &trace->subject->now;
+
+	if (event->entry.kind != WH_TRACE_SKIPPED)
+		return event->port == port;
+	for (size_t i = 0; i < now->n_ports; i++)
+		if (now->ports[i].s.id == port)
+			return now->ports[i].loop < now->n_loops && now->loops[now->ports[i].loop].s.id == event->loop;
+	return false;
 }
 
 static void write_all(struct writer *w, const struct trace *trace)
@@ -206,7 +219,7 @@ static void write_all(struct writer *w, const struct trace *trace)
 	for (size_t i = 0; i < trace->n_events; i++) {
 		const struct trace_event *event = &trace->events[i];
 
-		if (w->options->port && event->port != w->options->port)
+		if (w->options->port && !is_of_port(trace, event, w->options->port))
 			continue;
 		if (w->pcapng)
 			pcapng_add(w->pcapng, event, w->wall_ns);

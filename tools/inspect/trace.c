@@ -45,7 +45,9 @@ static void ask(struct trace *trace)
 {
 	struct wh_trace_wish wish;
 	uint64_t now = now_ns(), until = now + WISH_NS;
-	uint32_t kinds = trace->kinds, flags = trace->every ? WH_TRACE_EVERY : 0;
+	/* What is left out of a kind belongs to it. */
+	uint32_t kinds = trace->kinds ? trace->kinds | 1u << WH_TRACE_SKIPPED : 0;
+	uint32_t flags = trace->every ? WH_TRACE_EVERY : 0;
 
 	if (!wish_get(trace->wish, &wish))
 		return;
@@ -148,9 +150,19 @@ static uint64_t port_id(const struct snapshot *snapshot, uint32_t low)
 	return low;
 }
 
+/* Another reader may have asked for others. */
+static bool is_asked_for(const struct trace *trace, const struct wh_stats_entry *entry)
+{
+	uint64_t kind = entry->kind;
+
+	if (!trace->kinds || (kind < 32 && trace->kinds >> kind & 1))
+		return true;
+	return kind == WH_TRACE_SKIPPED && entry->b < 32 && trace->kinds >> entry->b & 1;
+}
+
 static void add_event(struct trace *trace, uint64_t loop, const struct wh_stats_entry *entry)
 {
-	if (trace->kinds && !(entry->kind < 32 && trace->kinds >> entry->kind & 1) && entry->kind != WH_TRACE_SKIPPED)
+	if (!is_asked_for(trace, entry))
 		return;
 	trace->events = memory_grow(trace->events, trace->n_events, sizeof *trace->events);
 	trace->events[trace->n_events] = (struct trace_event){
