@@ -298,7 +298,7 @@ void wh_ledger_frame(struct wharf_port *port, uint64_t sent_ns)
 		return;
 	wh_loop_count(loop, lag[bucket_of(lag_ns)], 1);
 	begin(&s->sequence);
-	wh_count(&s->lag_ns, lag_ns);
+	put64(&s->lag_ns, lag_ns);
 	raise_to(&s->longest_lag_ns, lag_ns);
 	end(&s->sequence);
 }

@@ -145,12 +145,14 @@ struct wh_stats_port {
 	uint64_t tx_queued_messages;      /* (s) */
 	uint64_t opened_ns;
 	uint64_t last_tx_ns, last_rx_ns;  /* (s) turns in which a frame left, or came */
-	uint64_t unread_since_ns;         /* (s) the peer has not read anything since, though there is something; 0: it has */
+	/* (s) the peer has not said since that it has read anything, though there is something; 0: it has read all. It says
+	 * so a few frames late: what is new here need not be unread */
+	uint64_t unread_since_ns;
 	uint64_t blocked_since_ns;        /* (s) 0: not WH_STATS_BLOCKED */
 	/* (s) in all, and at once, but for the time that is going on. Of claims only those from the port's own pool, by its
 	 * loop's thread */
 	uint64_t blocked_ns, longest_blocked_ns;
-	uint64_t lag_ns, longest_lag_ns;  /* (s) of frames received: see wh_stats_loop.lag */
+	uint64_t lag_ns, longest_lag_ns;  /* (s) of the last frame received, and of all: see wh_stats_loop.lag */
 	struct wh_stats_counts counts;
 	uint32_t close_code;              /* (s) WHARF_CLOSE_*, 0: it lives */
 	int32_t close_errno;              /* (s) positive, or 0 */

@@ -138,7 +138,7 @@ static void look_at_port(const struct wh_stats_port *from)
 		wrong("blocked, or not");
 	if (!port.unread_since_ns != !port.counts.tx_unread_frames)
 		wrong("unread since a time, or not");
-	if (port.lag_ns < port.longest_lag_ns || port.blocked_ns < port.longest_blocked_ns)
+	if (port.lag_ns > port.longest_lag_ns || port.blocked_ns < port.longest_blocked_ns)
 		wrong("one is longer than all");
 	if (port.state >= WH_PORT_ENDING && (!port.close_code || !port.text[0]))
 		wrong("an end without a reason");

@@ -222,6 +222,15 @@ Test(stats, times_are_of_the_turns)
 	cr_assert_eq(b->lag_ns, 1000);
 	cr_assert_eq(b->longest_lag_ns, 1000);
 	cr_assert_eq(p.loop_b->stats->lag[10], before[10] + 1); /* 512 to 1023 */
+	/* The next is faster. */
+	cr_assert_geq(wharf_loop_step(p.loop_a, 0), 0);
+	cr_assert_eq(wharf_send_bytes(p.a.port, 1, "x", 1), 0);
+	cr_assert_geq(wharf_loop_step(p.loop_a, 0), 0);
+	now_ns += 100;
+	cr_assert_geq(wharf_loop_step(p.loop_b, 0), 0);
+	cr_assert_eq(p.b.n_messages, 2);
+	cr_assert_eq(b->lag_ns, 100);
+	cr_assert_eq(b->longest_lag_ns, 1000);
 	apart_free(&p);
 }
 
