@@ -399,15 +399,12 @@ void wh_ledger_wait(struct wharf_loop *loop, uint64_t now_ns, int64_t timeout_ns
 static void set_pool_now(const struct wharf_loop *loop, uint64_t now_ns)
 {
 	struct timespec now;
-	uint32_t stamp;
 
 	if (wh_unlikely(loop->clock_ns)) {
 		clock_gettime(CLOCK_MONOTONIC_COARSE, &now);
 		now_ns = (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
 	}
-	stamp = (uint32_t)(now_ns >> 20);
-	if (atomic_load_explicit(&wh_pool_now, memory_order_relaxed) != stamp)
-		atomic_store_explicit(&wh_pool_now, stamp, memory_order_relaxed);
+	wh_pool_set_now(now_ns);
 }
 
 void wh_ledger_work(struct wharf_loop *loop, uint64_t now_ns)

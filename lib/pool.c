@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/syscall.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "options.h"
@@ -287,6 +288,15 @@ static void set_name(struct wharf_pool *pool, const char *name)
 	memcpy(pool->control->name, pool->name, sizeof(pool->name));
 }
 
+/* Claims are dated by it, also before the first turn of any loop, or without one. */
+static void look_at_clock(void)
+{
+	struct timespec t;
+
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	wh_pool_set_now((uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec);
+}
+
 int wharf_pool_new(const struct wharf_pool_options *options, wharf_pool **ret_pool)
 {
 	struct wharf_pool_options o;
@@ -331,6 +341,7 @@ int wharf_pool_new(const struct wharf_pool_options *options, wharf_pool **ret_po
 	pool->control->bytes_max = pool->bytes_max;
 	set_name(pool, o.name);
 	pthread_mutex_unlock(&pool->lock);
+	look_at_clock();
 	wh_control_add_pool(pool->control);
 	pool->fork_hook.child = in_child;
 	wh_guard_add(&pool->fork_hook);

@@ -40,8 +40,18 @@ static inline uint64_t wh_place_bits(uint64_t place)
 	return (~UINT64_C(0) >> ((64 - wh_place_chunks(place)) & 63)) << (wh_place_first(place) & 63);
 }
 
-/* CLOCK_MONOTONIC in units of 2^20 ns, as of the last turn of any loop of this process: for run info. */
+/*
+ * CLOCK_MONOTONIC in units of 2^20 ns, as of the last turn of any loop of this process, or since a pool was made: for run
+ * info.
+ */
 extern _Atomic uint32_t wh_pool_now;
+static inline void wh_pool_set_now(uint64_t ns)
+{
+	uint32_t stamp = (uint32_t)(ns >> 20);
+
+	if (atomic_load_explicit(&wh_pool_now, memory_order_relaxed) != stamp)
+		atomic_store_explicit(&wh_pool_now, stamp, memory_order_relaxed);
+}
 
 /* What sending touches for every message; the rest of a lease is in pool_internal.h. The loop's thread only. */
 struct wh_lease {

@@ -531,6 +531,23 @@ Test(stats, run_info_says_when_and_how_long)
 	apart_free(&p);
 }
 
+Test(stats, run_info_of_a_claim_where_no_loop_has_turned)
+{
+	const struct wharf_pool_options o = { .size = sizeof(o), .shared = 1 };
+	struct wharf_buf buf;
+	struct timespec t;
+	wharf_pool *pool;
+
+	cr_assert_eq(wharf_pool_new(&o, &pool), 0);
+	cr_assert_eq(wharf_buf_claim(pool, 600, &buf), 0);
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	uint32_t now = (uint32_t)(((uint64_t)t.tv_sec * 1000000000 + (uint64_t)t.tv_nsec) >> 20);
+	uint64_t info = pool->slots[wh_place_slot(buf.opaque[1])]->info[wh_place_first(buf.opaque[1])];
+	cr_assert_lt(now - (uint32_t)info, 10000, "%u ago", now - (uint32_t)info);
+	wharf_buf_abandon(&buf);
+	wharf_pool_unref(pool);
+}
+
 Test(stats, run_info_of_a_claim_says_since_when)
 {
 	const struct wharf_pool_options o = { .size = sizeof(o), .shared = 1 };
