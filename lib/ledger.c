@@ -105,7 +105,7 @@ static void on_lease_news(void *owner, enum wh_lease_news news, uint64_t bytes)
 		wh_ledger_block(port);
 		break;
 	case WH_LEASE_RETURNED:
-		wh_trace(loop, port, WH_TRACE_RETURN, bytes, 0);
+		wh_trace_often(loop, port, WH_OFTEN_RETURN, bytes, 0);
 		break;
 	}
 }

@@ -20,6 +20,7 @@ static const enum wh_stats_event kind_of[WH_OFTEN_KINDS] = {
 	[WH_OFTEN_SEND] = WH_TRACE_SEND,
 	[WH_OFTEN_RECEIVE] = WH_TRACE_RECEIVE,
 	[WH_OFTEN_RELEASE] = WH_TRACE_RELEASE,
+	[WH_OFTEN_RETURN] = WH_TRACE_RETURN,
 };
 
 /* ---- When it is on ---- */

@@ -28,8 +28,15 @@ static inline bool wh_is_watched(void) { return wh_unlikely(__atomic_load_n(&wh_
 
 static inline bool wh_is_probed(void) { return __atomic_load_n(&wh_watched.probes, __ATOMIC_RELAXED); }
 
-/* Kinds that come with each message: a few of each are noted in a turn, the others are counted. */
-enum wh_often { WH_OFTEN_CLAIM, WH_OFTEN_SEND, WH_OFTEN_RECEIVE, WH_OFTEN_RELEASE, WH_OFTEN_KINDS };
+/* Kinds that come with each message, or with a few: a few of each are noted in a turn, the others are counted. */
+enum wh_often {
+	WH_OFTEN_CLAIM,
+	WH_OFTEN_SEND,
+	WH_OFTEN_RECEIVE,
+	WH_OFTEN_RELEASE,
+	WH_OFTEN_RETURN,
+	WH_OFTEN_KINDS,
+};
 
 /* Of a loop. */
 struct wh_trace {

@@ -279,6 +279,28 @@ Test(trace, what_is_frequent_is_counted)
 	apart_free(&p);
 }
 
+Test(trace, what_comes_back_is_frequent_too)
+{
+	enum { N = 4000, BYTES = 256 };
+	struct wharf_port_options o = { .size = sizeof(o), .pool_bytes_max = N * BYTES };
+	struct apart p;
+
+	apart_open(&p, &traced, &o, NULL);
+	wharf_pool *pool = wharf_port_pool(p.a.port);
+	for (int i = 0; i < N / 2; i++)
+		send_claimed(p.a.port, pool, BYTES, i);
+	apart_settle(&p);
+	cr_assert_geq(wharf_loop_step(p.loop_a, 0), 0);
+	/* So much before the next turn that all of it has to come back. */
+	uint64_t a = written(p.loop_a);
+	for (int i = 0; i < N - 100; i++)
+		send_claimed(p.a.port, pool, BYTES, i);
+	cr_assert_eq(count(p.loop_a, a, WH_TRACE_RETURN), 16);
+	apart_settle(&p);
+	cr_assert_gt(sent_of_kind(p.loop_a, a, WH_TRACE_RETURN), 16);
+	apart_free(&p);
+}
+
 Test(trace, the_ring_goes_round)
 {
 	struct apart p;
