@@ -989,11 +989,15 @@ WHARF_API WHARF_CHECK int wharf_spawn(wharf_loop *loop, const struct wharf_spawn
  *
  * A process that makes no more loops, pools and ports may lock itself in (seccomp) once its peers have said hello. These
  * system calls are left, and those of malloc and of exit:
- *   io_uring_enter; or over epoll epoll_wait, epoll_pwait2, epoll_ctl, timerfd_settime, sendmsg, recvmsg, recvmmsg
+ *   io_uring_enter; or over epoll epoll_wait (epoll_pwait), epoll_pwait2, epoll_ctl, timerfd_settime, sendmsg,
+ *     recvmsg, recvmmsg
  *   shutdown, close, clock_gettime where it is one; futex, write and read: other threads, and wharf_loop_fd
+ *   sendto: ports that fail or are aborted; io_uring_register, sched_yield: wharf_loop_free
  *   fcntl, fstat (newfstatat), fstatfs, ioctl, mmap, madvise, munmap: the peer's memory, descriptors in messages
  *   memfd_create, ftruncate, fallocate: memory to lend, but for what wharf_pool_reserve has made
- * A filter does not see what a ring does for the process: take its rights as well.
+ *   getsockopt, getpeername: wharf_port_pass
+ * A filter does not see what a ring does for the process: a ring therefore does what wharf does with it and nothing else
+ * (Linux 5.10 and newer).
  */
 WHARF_API WHARF_CHECK int wharf_port_inherit(wharf_loop *loop, const struct wharf_port_options *options,
 	wharf_port **ret_port);

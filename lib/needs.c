@@ -20,6 +20,7 @@ enum {
 
 const struct wh_need wh_needs_calls[] = {
 	CALL(io_uring_enter, RUN | URING),
+	CALL(io_uring_register, RUN | URING), /* a loop that is freed; a ring that runs allows little else */
 	CALL(epoll_pwait2, RUN | EPOLL),
 #ifdef SYS_epoll_wait
 	CALL(epoll_wait, RUN | EPOLL),
@@ -31,12 +32,13 @@ const struct wh_need wh_needs_calls[] = {
 	CALL(sendmsg, RUN | EPOLL),
 	CALL(recvmsg, RUN | EPOLL),
 	CALL(recvmmsg, RUN | EPOLL),
-	CALL(sendto, RUN),
+	CALL(sendto, RUN),        /* what a port that fails says at its end */
 	CALL(shutdown, RUN),
 	CALL(close, RUN),
 	CALL(read, RUN),          /* from an eventfd */
 	CALL(write, RUN),         /* to an eventfd: wakes */
 	CALL(futex, RUN),
+	CALL(sched_yield, RUN),   /* to threads that wake a loop while it is freed */
 	CALL(clock_gettime, RUN), /* where it is a system call */
 	CALL(brk, RUN),           /* the C library's memory */
 	CALL(mmap, RUN),
@@ -52,11 +54,10 @@ const struct wh_need wh_needs_calls[] = {
 #endif
 	CALL(newfstatat, GROW),
 	CALL(fstatfs, GROW),
-	CALL(getsockopt, GROW),
-	CALL(setsockopt, GROW),
+	CALL(getsockopt, GROW),   /* whether an end may be passed */
+	CALL(getpeername, GROW),
 	CALL(ioctl, GROW),        /* SIOCOUTQ */
 	CALL(io_uring_setup, SETUP | URING),
-	CALL(io_uring_register, SETUP | URING),
 	CALL(epoll_create1, SETUP | EPOLL),
 	CALL(timerfd_create, SETUP | EPOLL),
 	CALL(accept4, SETUP | EPOLL),
@@ -66,7 +67,7 @@ const struct wh_need wh_needs_calls[] = {
 	CALL(bind, SETUP),
 	CALL(listen, SETUP),
 	CALL(connect, SETUP),
-	CALL(getpeername, SETUP),
+	CALL(setsockopt, SETUP),
 	CALL(openat, SETUP),      /* /proc/self/stat */
 	CALL(getpid, SETUP),
 	CALL(gettid, SETUP),

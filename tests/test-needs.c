@@ -8,6 +8,7 @@
 #include <sys/prctl.h>
 #include <sys/syscall.h>
 
+#include "loop.h"
 #include "needs.h"
 #include "test-engine.h"
 
@@ -23,7 +24,7 @@ TestSuite(needs, .timeout = 60);
 #if defined(__SANITIZE_ADDRESS__) || defined(SANITIZED)
 /* What the sanitizer's own runtime asks for, now and then. */
 static const int besides[] = { SYS_exit_group, SYS_exit, SYS_rt_sigreturn, SYS_rt_sigprocmask, SYS_sigaltstack,
-	SYS_getpid, SYS_gettid, SYS_sched_yield, SYS_mremap, SYS_prctl, SYS_openat, SYS_readlink, SYS_getrandom,
+	SYS_getpid, SYS_gettid, SYS_mremap, SYS_prctl, SYS_openat, SYS_readlink, SYS_getrandom,
 	SYS_rt_sigaction };
 #else
 static const int besides[] = { SYS_exit_group, SYS_exit, SYS_rt_sigreturn };
@@ -71,6 +72,7 @@ struct sides {
 	wharf_loop *loop;
 	wharf_port *a, *b;
 	unsigned n_open, n_messages, n_fds, n_closed;
+	uint32_t code;
 };
 
 static void on_open(wharf_port *port, const struct wharf_peer *peer, void *user)
@@ -90,8 +92,11 @@ static void on_message(wharf_port *port, const struct wharf_msg *msg, void *user
 
 static void on_close(wharf_port *port, const struct wharf_reason *reason, void *user)
 {
-	(void)port, (void)reason;
-	((struct sides *)user)->n_closed++;
+	struct sides *s = user;
+
+	(void)port;
+	s->n_closed++;
+	s->code = reason->code; /* of the last */
 }
 
 static const struct wharf_port_ops ops = {
@@ -173,17 +178,48 @@ static int only_run(void *engine)
 	return 0;
 }
 
-static int run_and_grow(void *engine)
+static struct wharf_loop *woken; /* by another thread, for as long as its loop has not yielded to it */
+
+int sched_yield(void)
+{
+	if (woken)
+		atomic_fetch_sub(&woken->wakers, 1);
+	woken = NULL;
+	return (int)syscall(SYS_sched_yield);
+}
+
+static int fail_and_free(void *engine)
 {
 	struct sides s = { 0 };
 
 	make_loop(&s, *(uint32_t *)engine);
 	open_sides(&s);
+	lock_in(WH_NEED_RUN, *(uint32_t *)engine);
+	HARNESS_REQUIRE(wharf_port_abort(s.a, 1) == 0);
+	until(&s, &s.n_closed, 2);
+	HARNESS_REQUIRE(s.code == WHARF_CLOSE_PEER_ABORTED);
+	woken = s.loop;
+	atomic_fetch_add(&woken->wakers, 1);
+	HARNESS_REQUIRE(!wharf_loop_free(s.loop));
+	HARNESS_REQUIRE(!woken);
+	return 0;
+}
+
+static int run_and_grow(void *engine)
+{
+	struct sides s = { 0 };
+	int ends[2];
+
+	make_loop(&s, *(uint32_t *)engine);
+	open_sides(&s);
+	HARNESS_REQUIRE(wharf_pair(ends) == 0);
 	lock_in(WH_NEED_RUN | WH_NEED_GROW, *(uint32_t *)engine);
 	for (size_t size = 64; size <= 4 * MIB; size *= 4) {
 		send_claimed(&s, size);
 		send_descriptor(&s);
 	}
+	HARNESS_REQUIRE(wharf_port_pass(s.a, 1, ends[0]) == 0);
+	until(&s, &s.n_fds, s.n_fds + 1);
 	HARNESS_REQUIRE(wharf_port_close(s.a, 1000000000) == 0);
 	until(&s, &s.n_closed, 2);
 	return 0;
@@ -243,6 +279,8 @@ static int from_the_beginning(void *arg)
 	static void name(uint32_t engine)
 
 NEEDS_TEST(open_ports_run_on_the_calls_of_a_turn) { cr_assert_eq(harness_run(only_run, &engine, 20000), 0); }
+
+NEEDS_TEST(ports_fail_and_loops_end_on_the_same) { cr_assert_eq(harness_run(fail_and_free, &engine, 20000), 0); }
 
 NEEDS_TEST(pools_grow_on_a_few_more) { cr_assert_eq(harness_run(run_and_grow, &engine, 20000), 0); }
 

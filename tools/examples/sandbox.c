@@ -37,6 +37,7 @@ enum {
 	WORDS_MAX = 16,
 	APP_BAD_RESULT = 1,
 	APP_LATE = 2,
+	APP_QUIT = 3,
 };
 
 struct result {
@@ -81,9 +82,9 @@ enum { NATIVE_ARCH = AUDIT_ARCH_AARCH64 };
  * What a process needs whose ports are open, and whose pool has the memory that it lends: see wharf_port_inherit.
  * Everything else kills it.
  *
- * A filter does not see what io_uring does for the process: whoever takes this one over could have the ring open files
- * and connect sockets with the rights that the process has. So take those as well, with what looks at the deed and not
- * only at the system call: another user, Landlock, a mount and a network namespace of its own.
+ * A filter does not see what io_uring does for the process; but wharf's rings are restricted to what wharf does with them
+ * (from Linux 5.10 on): whoever takes this one over can have them open no file and connect no socket. It could still use
+ * what descriptors it has, and is sent: a parent passes only what the child may have.
  */
 static const uint32_t allowed[] = {
 	SYS_io_uring_enter,  /* sending, receiving, waiting */
@@ -94,6 +95,7 @@ static const uint32_t allowed[] = {
 #endif
 	SYS_clock_gettime,   /* where it is a system call */
 	SYS_shutdown,        /* the end of a port */
+	SYS_sendto,          /* and what it says when it fails, or is aborted */
 	/* the peer's memory comes and goes: a look at its seals, kind and size before it is mapped */
 	SYS_fcntl, SYS_fstatfs, SYS_fstat, SYS_newfstatat, SYS_mmap, SYS_madvise, SYS_munmap, SYS_close,
 	SYS_brk, SYS_mremap, /* malloc */
@@ -163,6 +165,10 @@ static void child_on_message(wharf_port *port, const struct wharf_msg *msg, void
 		return;
 	if (wharf_call_take(port, msg, WHARF_OPT(answer, .user = NULL), &id) < 0)
 		return;
+	if (is(c, "quit")) {
+		wharf_port_abort(port, APP_QUIT);
+		return;
+	}
 	if (count_words(msg->fds[0], list, msg->size, &result) < 0) {
 		wharf_call_refuse(port, id, APP_BAD_RESULT);
 		return;
@@ -230,7 +236,7 @@ static int child_main(const char *mode)
 	if (e >= 0)
 		e = wharf_pool_reserve(wharf_port_pool(port), sizeof(struct result), sizeof(struct result),
 			WHARF_PREFAULT);
-	if (e >= 0 && is(&child, "honest"))
+	if (e >= 0 && (is(&child, "honest") || is(&child, "quit")))
 		e = lock_in();
 	if (e >= 0)
 		e = wharf_port_resume(port);
@@ -253,6 +259,7 @@ struct trial {
 
 static struct trial trials[] = {
 	{ "honest", WHARF_CLOSE_LOCAL, true, 20 * SEC, 20 * SEC },
+	{ "quit", WHARF_CLOSE_PEER_ABORTED, false, 20 * SEC },        /* locked in like the honest, and gives up */
 	{ "mute", WHARF_CLOSE_TIMEOUT, false, 300 * MS },             /* does not even say hello */
 	{ "garbage", WHARF_CLOSE_VIOLATION, false, 20 * SEC },        /* something else than a hello */
 	{ "forge", WHARF_CLOSE_VIOLATION, false, 20 * SEC },          /* a frame of its own make */
