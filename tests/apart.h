@@ -7,6 +7,7 @@
 #include <string.h>
 #include <time.h>
 
+#include "harness.h"
 #include "pair.h"
 
 struct apart {
@@ -25,6 +26,17 @@ static inline void apart_end(wharf_loop *loop, int fd, struct end *end, const st
 	o.ops = &end_ops;
 	o.user = end;
 	cr_assert_eq(wharf_open(loop, fd, &o, &end->port), 0);
+}
+
+/* Like wharf_loop_new, for b: a peer's engine may be another one. */
+static inline int apart_peer_loop(const struct wharf_loop_options *options, wharf_loop **ret_loop)
+{
+	int error;
+
+	harness_engine_of(true);
+	error = wharf_loop_new(options, ret_loop);
+	harness_engine_of(false);
+	return error;
 }
 
 /* Opens a alone; fds[1] is the bare socket of its peer. */
@@ -57,7 +69,7 @@ static inline void apart_open(struct apart *ret_apart, const struct wharf_loop_o
 	const struct wharf_port_options *a_options, const struct wharf_port_options *b_options)
 {
 	apart_half(ret_apart, loop_options, a_options);
-	cr_assert_eq(wharf_loop_new(loop_options, &ret_apart->loop_b), 0);
+	cr_assert_eq(apart_peer_loop(loop_options, &ret_apart->loop_b), 0);
 	apart_end(ret_apart->loop_b, ret_apart->fds[1], &ret_apart->b, b_options);
 	apart_settle(ret_apart);
 	cr_assert_eq(ret_apart->a.n_open, 1);

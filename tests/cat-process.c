@@ -61,6 +61,7 @@ static int exec_cat(void *arg)
 {
 	struct cat *cat = arg;
 
+	harness_engine_of(cat->peer);
 	for (int fd = 0; fd < 3; fd++)
 		HARNESS_REQUIRE(dup2(cat->fds[fd], fd) == fd);
 	execv(cat->argv[0], (char *const *)cat->argv);
@@ -79,8 +80,10 @@ int cat_file_open(const char *path, int flags)
 /* errors: its standard error; closed here, as the others. */
 static void run(struct cat *cat, int in, int out, int errors, va_list args)
 {
+	static unsigned int started;
 	size_t n_args = 1;
 
+	cat->peer = started++ % 2;
 	cat->argv[0] = getenv("WHARF_CAT");
 	cr_assert(cat->argv[0], "WHARF_CAT does not name the program");
 	do

@@ -37,6 +37,7 @@ struct cat {
 	struct harness_child child;
 	const char *argv[CAT_ARGS_MAX + 2];
 	int fds[3];
+	bool peer;                          /* every second one: its engine may be another */
 	char errors[HARNESS_PATH_MAX + 32]; /* the file with its standard error */
 	char said[4096];                    /* and what was in it, after cat_done */
 };

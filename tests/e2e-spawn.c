@@ -20,8 +20,10 @@ static void spawn(char *mode, int64_t open_timeout_ns, int *ret_pidfd)
 	p = (struct pair){ 0 };
 	p.a.pair = &p;
 	cr_assert_eq(wharf_loop_new(NULL, &p.loop), 0);
+	harness_engine_of(true);
 	cr_assert_eq(wharf_spawn(p.loop, WHARF_OPT(spawn, .argv = argv,
 		.port = WHARF_OPT(port, .ops = &end_ops, .user = &p.a, .open_timeout_ns = open_timeout_ns)), &p.a.port, ret_pidfd), 0);
+	harness_engine_of(false);
 }
 
 static int reap(int pidfd)

@@ -221,6 +221,20 @@ void harness_unlimit_fds(void) { limit_fds(RLIM_INFINITY); }
 
 /* ---- Children ------------------------------------------------------------------------------------------------- */
 
+void harness_engine_of(bool peer)
+{
+	static bool kept;
+	static char own[32];
+	const char *others = getenv("WHARF_TEST_PEER_ENGINE");
+
+	if (!others)
+		return;
+	if (!kept)
+		snprintf(own, sizeof own, "%s", getenv("WHARF_ENGINE") ? getenv("WHARF_ENGINE") : "auto");
+	kept = true;
+	setenv("WHARF_ENGINE", peer ? others : own, 1);
+}
+
 void harness_child_start(struct harness_child *ret_child, int (*run)(void *arg), void *arg)
 {
 	fflush(NULL); /* or the child prints what we had buffered once more */
@@ -231,6 +245,7 @@ void harness_child_start(struct harness_child *ret_child, int (*run)(void *arg),
 		prctl(PR_SET_PDEATHSIG, SIGKILL);
 		if (getppid() != parent)
 			_exit(HARNESS_FAILED);
+		harness_engine_of(true);
 		int code = run(arg);
 		fflush(NULL);
 		_exit(code);

@@ -73,6 +73,14 @@ enum { HARNESS_FAILED = 99 };
 #define HARNESS_REQUIRE(x) ((x) ? (void)0 : harness_failed(#x, __FILE__, __LINE__))
 _Noreturn void harness_failed(const char *expression, const char *file, int line);
 
+/* ---- Engines ---------------------------------------------------------------------------------------------------- */
+
+/*
+ * Whose loops are made from here on: this process's own, on what WHARF_ENGINE names, or a peer's, on what
+ * WHARF_TEST_PEER_ENGINE does, if that is set. Children of the harness are peers.
+ */
+void harness_engine_of(bool peer);
+
 /* ---- Random numbers ------------------------------------------------------------------------------------------- */
 
 /* splitmix64: the same seed gives the same numbers everywhere. */

@@ -70,7 +70,7 @@ Test(caps, what_is_to_be_lent_counts_before_the_hello)
 	cr_assert_eq(send_claim(4096), 0);
 	cr_assert_eq(send_claim(4096), 0);
 	cr_assert_eq(send_claim(4096), -EAGAIN);
-	cr_assert_eq(wharf_loop_new(NULL, &p.loop_b), 0);
+	cr_assert_eq(apart_peer_loop(NULL, &p.loop_b), 0);
 	apart_end(p.loop_b, p.fds[1], &p.b, NULL);
 	apart_settle(&p);
 	cr_assert_eq(p.b.n_messages, 2);

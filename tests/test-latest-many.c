@@ -78,6 +78,7 @@ static void open_all(void)
 
 	cr_assert_eq(wharf_pool_new(WHARF_OPT(pool, .shared = 1, .bytes_max = 8 << 20), &pool), 0);
 	cr_assert_eq(wharf_loop_new(WHARF_OPT(loop, .rx_buffers = 1024), &publisher), 0);
+	harness_engine_of(true);
 	for (unsigned i = 0; i < LOOPS; i++)
 		cr_assert_eq(wharf_loop_new(NULL, &loops[i]), 0);
 	for (unsigned i = 0; i < PORTS; i++) {

@@ -163,7 +163,7 @@ Test(latest, before_the_hello_only_the_newest_waits)
 	cr_assert_eq(publish(2, 1), 0);
 	cr_assert_eq(publish(1, 2), WHARF_SENT_REPLACED);
 	cr_assert_eq(publish_large(1, 3, 10000, true), WHARF_SENT_REPLACED);
-	cr_assert_eq(wharf_loop_new(NULL, &p.loop_b), 0);
+	cr_assert_eq(apart_peer_loop(NULL, &p.loop_b), 0);
 	apart_end(p.loop_b, p.fds[1], &p.b, NULL);
 	p.b.on_message = on_value;
 	apart_settle(&p);

@@ -133,7 +133,7 @@ static void flush_first(bool embedded)
 	void *error;
 
 	apart_half(&q, NULL, NULL);
-	cr_assert_eq(wharf_loop_new(NULL, &q.loop_b), 0);
+	cr_assert_eq(apart_peer_loop(NULL, &q.loop_b), 0);
 	apart_end(q.loop_b, q.fds[1], &q.b, NULL);
 	cr_assert(!embedded || wharf_loop_fd(q.loop_a) >= 0);
 	cr_assert_eq(wharf_send_bytes(q.a.port, 1, "x", 1), 0);

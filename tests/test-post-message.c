@@ -183,7 +183,7 @@ Test(post_message, is_refused_past_the_cap_and_welcome_again_after)
 	/* What the loop's thread sends has a cap of its own, and is the first to wait there. */
 	cr_assert_eq(wharf_send_bytes(q.a.port, n, filler, 60000), 0);
 	cr_assert_eq(wharf_send_bytes(q.a.port, n + 1, filler, 60000), -EAGAIN);
-	cr_assert_eq(wharf_loop_new(NULL, &q.loop_b), 0);
+	cr_assert_eq(apart_peer_loop(NULL, &q.loop_b), 0);
 	apart_end(q.loop_b, q.fds[1], &q.b, NULL);
 	apart_settle(&q);
 	seen_in_order(&q.b, n + 1);
@@ -303,7 +303,7 @@ Test(post_message, is_not_overtaken_by_what_is_smaller)
 	cr_assert_eq(wharf_post(q.a.port, MESSAGE(2, 10), 0), -EAGAIN, "there is room, but for another");
 	start(&small, q.a.port, MESSAGE(2, 10), -1);
 	until_waiting(q.a.port, 2);
-	cr_assert_eq(wharf_loop_new(NULL, &q.loop_b), 0);
+	cr_assert_eq(apart_peer_loop(NULL, &q.loop_b), 0);
 	apart_end(q.loop_b, q.fds[1], &q.b, NULL);
 	while (q.b.n_messages < 3)
 		apart_settle(&q);
