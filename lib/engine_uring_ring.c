@@ -16,6 +16,10 @@ enum {
 	CQ_SLACK = 256,        /* completions that take no buffer: sends, polls, accepts, ends of multishots */
 };
 
+/*
+ * Multishot recvmsg came with SINGLE_ISSUER: whoever takes the flag has it, and no receive need be tried. Buffer rings
+ * are older, and asked for at once.
+ */
 static const struct rung {
 	const char *name;
 	unsigned flags;
@@ -49,6 +53,8 @@ static void fill_sq_array(struct io_uring *ring)
 	for (unsigned i = 0; i < ring->sq.ring_entries; i++)
 		ring->sq.array[i] = i;
 }
+
+enum { SINGLE_SHOT = wh_array_len(rungs) - 1 };
 
 static int open_ring(struct wh_uring *uring, const struct wh_engine_config *config)
 {
@@ -222,6 +228,13 @@ int wh_uring_open(const struct wh_engine_config *config, struct wh_engine **ret_
 	r = try_to_enter(uring);
 	if (r >= 0)
 		r = open_buffers(uring);
+	if (r == -EINVAL && uring->multishot) {
+		struct wh_engine_config single = *config;
+
+		single.rung = SINGLE_SHOT;
+		close_all(uring);
+		return wh_uring_open(&single, ret_engine, ret_refused);
+	}
 	if (r < 0) {
 		*ret_refused = refused(r);
 		close_all(uring);

@@ -2,6 +2,7 @@
 /* Which engine a loop gets: what the program says, what the environment says, what the kernel refuses. */
 #include <criterion/criterion.h>
 #include <errno.h>
+#include <liburing.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>
@@ -10,7 +11,7 @@
 
 #include "filter.h"
 #include "harness.h"
-#include "wharf.h"
+#include "pair.h"
 
 enum { NAME_MAX_BYTES = 100 };
 
@@ -152,6 +153,29 @@ static int come_up_on_an_old_kernel(void *arg)
 Test(engine_choice, a_kernel_that_takes_no_step_of_the_ladder_is_too_old)
 {
 	cr_assert_eq(harness_run(come_up_on_an_old_kernel, NULL, 20000), 0);
+}
+
+static int talk_without_buffer_rings(void *arg)
+{
+	struct pair p;
+
+	(void)arg;
+	HARNESS_REQUIRE(filter_refuse_argument(SYS_io_uring_register, 1, IORING_REGISTER_PBUF_RING, EINVAL) == 0);
+	setenv("WHARF_ENGINE", "uring", 1);
+	pair_open(&p, NULL, NULL);
+	HARNESS_REQUIRE(!strcmp(wharf_loop_engine(p.loop), "io_uring (single shot)"));
+	HARNESS_REQUIRE(wharf_send_bytes(p.a.port, 1, "there", 5) == 0);
+	settle(p.loop);
+	HARNESS_REQUIRE(p.b.n_messages == 1 && !memcmp(p.b.seen[0].bytes, "there", 5));
+	pair_free(&p);
+	return 0;
+}
+
+Test(engine_choice, a_kernel_without_buffer_rings_has_io_uring_all_the_same)
+{
+	if (!has_uring())
+		cr_skip_test("io_uring is not to be had here");
+	cr_assert_eq(harness_run(talk_without_buffer_rings, NULL, 20000), 0);
 }
 
 static int come_up_without_locked_memory(void *arg)
