@@ -17,7 +17,6 @@
 #include "guard.h"
 
 enum {
-	ARENA_BYTES = 256 << 20,  /* address space, not memory: some 20000 pools in use */
 	RESERVE_BYTES = 64 << 10, /* taken from the kernel at once; guessed, never tuned */
 	WISH_BYTES = 4096,
 	ORDERS = 23,              /* 64 B << 22 is the whole arena */
@@ -70,7 +69,7 @@ static int reserve(char *base, size_t bytes)
 {
 	if (bytes <= arena.reserved)
 		return 0;
-	if (bytes > ARENA_BYTES)
+	if (bytes > WH_CONTROL_BYTES_MAX)
 		return -ENOMEM;
 	size_t more = wh_align_up(bytes - arena.reserved, RESERVE_BYTES);
 	int error;
@@ -125,13 +124,13 @@ static int arena_make(void)
 	arena.fd = make_memfd("wharf-control");
 	if (arena.fd < 0)
 		return -errno;
-	if (ftruncate(arena.fd, ARENA_BYTES) < 0)
+	if (ftruncate(arena.fd, WH_CONTROL_BYTES_MAX) < 0)
 		goto fail;
-	base = mmap(NULL, ARENA_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, arena.fd, 0);
-	if (base == MAP_FAILED || madvise(base, ARENA_BYTES, MADV_DONTFORK) < 0)
+	base = mmap(NULL, WH_CONTROL_BYTES_MAX, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, arena.fd, 0);
+	if (base == MAP_FAILED || madvise(base, WH_CONTROL_BYTES_MAX, MADV_DONTFORK) < 0)
 		goto fail;
 	/* A core dump would give memory to all of it. */
-	madvise(base, ARENA_BYTES, MADV_DONTDUMP);
+	madvise(base, WH_CONTROL_BYTES_MAX, MADV_DONTDUMP);
 	if (fcntl(arena.fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_FUTURE_WRITE) < 0 ||
 	    fcntl(arena.fd, F_ADD_SEALS, F_SEAL_SEAL) < 0)
 		goto fail;
@@ -147,7 +146,7 @@ static int arena_make(void)
 	arena.header->version = WH_CONTROL_VERSION;
 	arena.header->pid = (uint32_t)getpid();
 	arena.header->start_time = start_time();
-	arena.header->size = ARENA_BYTES;
+	arena.header->size = WH_CONTROL_BYTES_MAX;
 	atomic_store_explicit(&arena.header->used, arena.used, memory_order_relaxed);
 	make_wish();
 	/* Last: whoever sees the magic sees the rest. */
@@ -161,7 +160,7 @@ static int arena_make(void)
 fail:
 	error = -errno;
 	if (base != MAP_FAILED)
-		munmap(base, ARENA_BYTES);
+		munmap(base, WH_CONTROL_BYTES_MAX);
 	close(arena.fd);
 	arena.fd = -1;
 	return error;
@@ -179,7 +178,7 @@ bool wh_control_owns(const void *block)
 {
 	const char *base = __atomic_load_n(&arena.base, __ATOMIC_RELAXED); /* another thread may be making it */
 
-	return base && (uintptr_t)block - (uintptr_t)base < ARENA_BYTES;
+	return base && (uintptr_t)block - (uintptr_t)base < WH_CONTROL_BYTES_MAX;
 }
 
 uint32_t wh_control_position(const void *block)
@@ -215,7 +214,7 @@ int wh_control_alloc(size_t bytes, void **ret_block)
 	uint32_t position;
 	int error = 0;
 
-	wh_assert(bytes > 0 && size < ARENA_BYTES);
+	wh_assert(bytes > 0 && size < WH_CONTROL_BYTES_MAX);
 	pthread_mutex_lock(&arena.lock);
 	if (!arena.base)
 		error = arena_make();

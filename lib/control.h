@@ -45,6 +45,7 @@ enum {
 	WH_CONTROL_VERSION = 3,
 	WH_CONTROL_UNIT = 64,
 	WH_CONTROL_HEADER_BYTES = 4096,
+	WH_CONTROL_BYTES_MAX = 256 << 20, /* address space, not memory: some 20000 pools in use */
 	WH_CONTROL_SLOTS = 256,
 	WH_CONTROL_LOCALS = 4,
 	WH_SLOT_WORDS = 64,  /* a segment has at most 4096 chunks */

@@ -98,6 +98,7 @@ static void read_notes(struct core *core, Elf *elf, const GElf_Phdr *header)
 static int read_headers(struct core *core, Elf *elf, char why[CORE_WHY_BYTES])
 {
 	GElf_Ehdr ehdr;
+	uint64_t left = core->size; /* nothing in it is there twice */
 	size_t n;
 
 	if (elf_kind(elf) != ELF_K_ELF || gelf_getclass(elf) != ELFCLASS64 || !gelf_getehdr(elf, &ehdr) ||
@@ -112,8 +113,14 @@ static int read_headers(struct core *core, Elf *elf, char why[CORE_WHY_BYTES])
 			break;
 		if (header.p_type == PT_NOTE && !core->pid)
 			read_notes(core, elf, &header);
-		if (header.p_type != PT_LOAD || !header.p_filesz || header.p_vaddr > UINT64_MAX - header.p_filesz)
+		if (header.p_type != PT_LOAD || header.p_offset >= core->size)
 			continue;
+		/* One that was cut off is useful as far as it goes. */
+		if (header.p_filesz > core->size - header.p_offset)
+			header.p_filesz = core->size - header.p_offset;
+		if (!header.p_filesz || header.p_filesz > left || header.p_vaddr > UINT64_MAX - header.p_filesz)
+			continue;
+		left -= header.p_filesz;
 		core->loads = memory_grow(core->loads, core->n_loads, sizeof *core->loads);
 		core->loads[core->n_loads++] = (struct core_load){ header.p_vaddr, header.p_offset, header.p_filesz };
 	}
@@ -203,7 +210,7 @@ int core_find_control(const struct core *core, uint64_t *ret_address)
 			for (uint64_t at = 0; at < load->size; at += step) {
 				uint64_t magic;
 
-				if (core_read(core, load->address + at, &magic, sizeof magic) == 0 &&
+				if (read_file(core, load->offset + at, &magic, sizeof magic) == 0 &&
 					magic == WH_CONTROL_MAGIC && is_control(core, load->address + at)) {
 					*ret_address = load->address + at;
 					return 0;

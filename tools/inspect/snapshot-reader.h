@@ -12,6 +12,7 @@ struct reader {
 	struct snapshot *snapshot;
 	uint64_t end;        /* no byte is read from here on */
 	uint64_t budget;     /* what may yet be copied: structures do not overlap, so they are no more than all bytes */
+	unsigned pauses;     /* that may yet be made for blocks that are being changed, or were left so */
 	size_t places_left;
 	bool whole;          /* each list was gone through to its end */
 };

@@ -15,6 +15,7 @@
 
 enum {
 	TRIES = 8,
+	PAUSES_MAX = 64, /* for all blocks together: a process may have thousands that stay torn */
 	PAUSE_NS = 200000, /* a change of a list takes less than this, unless its thread is stopped in it */
 };
 
@@ -73,8 +74,12 @@ static bool read_block(struct reader *reader, uint32_t position, uint64_t id, vo
 		uint32_t before, after;
 		uint64_t id_now;
 
-		if (i)
+		if (i) {
+			if (!reader->pauses)
+				return true;
+			reader->pauses--;
 			pause_a_little();
+		}
 		reader->budget += i ? size + 8 : 8; /* again is not more */
 		if (!reader_bytes(reader, position, SEQUENCE, &before, 4) ||
 			!reader_bytes(reader, position, 0, to, size) ||
@@ -254,7 +259,7 @@ int snapshot_take(
 	const struct source *source, unsigned wants, struct snapshot *ret_snapshot, char why[SNAPSHOT_WHY_BYTES])
 {
 	struct snapshot snapshot = { 0 };
-	struct reader reader = { .source = source, .snapshot = &snapshot };
+	struct reader reader = { .source = source, .snapshot = &snapshot, .pauses = PAUSES_MAX };
 	struct wh_control_header header;
 	struct timespec now = { 0 };
 	bool good = false;
@@ -273,7 +278,9 @@ int snapshot_take(
 		reader.end = header.used < header.size ? header.used : header.size;
 		if (reader.end > source->size)
 			reader.end = source->size;
-		reader.budget = 2 * reader.end;
+		if (reader.end > WH_CONTROL_BYTES_MAX)
+			reader.end = WH_CONTROL_BYTES_MAX;
+		reader.budget = reader.end;
 		good = read_lists(&reader, &header, wants);
 	}
 	snapshot.torn = !good;
@@ -282,6 +289,8 @@ int snapshot_take(
 	snapshot.start_time = header.start_time;
 	snapshot.size = header.size;
 	snapshot.used = header.used;
+	/* Lists, and what is in them: no byte belongs to two structures. */
+	reader.budget = reader.end;
 	read_ports(&reader);
 	reader_fill_pools(&reader, wants);
 	if (!source->core) {

@@ -1,0 +1,158 @@
+/* SPDX-License-Identifier: MIT */
+/* What wharf-inspect reads of a process that means it ill: no more, and no longer, than of one that could be. */
+#include <criterion/criterion.h>
+#include <elf.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "core.h"
+#include "snapshot.h"
+
+TestSuite(snapshot, .timeout = 60);
+
+/* Far larger than any control memory, and nothing in it but what a test has put at its beginning. */
+enum { MEMORY_BYTES = 64 << 20, FIRST = 1024 };
+#define SAID_BYTES (UINT64_C(1) << 38)
+
+static struct {
+	unsigned char *memory;
+	uint64_t n_reads, n_bytes;
+} target;
+
+static int read_target(const struct source *source, uint64_t offset, void *to, size_t size)
+{
+	(void)source;
+	target.n_reads++;
+	target.n_bytes += size;
+	memset(to, 0, size);
+	if (offset < MEMORY_BYTES)
+		memcpy(to, target.memory + offset, size < MEMORY_BYTES - offset ? size : MEMORY_BYTES - offset);
+	return 0;
+}
+
+static const struct source source = { .read = read_target, .size = SAID_BYTES, .fd = -1 };
+
+static void *at(uint32_t position) { return target.memory + (size_t)position * WH_CONTROL_UNIT; }
+
+static struct wh_control_header *make_target(void)
+{
+	struct wh_control_header *header;
+
+	target.n_reads = target.n_bytes = 0;
+	target.memory = calloc(1, MEMORY_BYTES);
+	cr_assert(target.memory);
+	header = (void *)target.memory;
+	header->magic = WH_CONTROL_MAGIC;
+	header->version = WH_CONTROL_VERSION;
+	header->size = header->used = SAID_BYTES;
+	return header;
+}
+
+Test(snapshot, no_more_is_copied_than_a_process_can_have)
+{
+	enum { POOLS = 20000, SLOTS = 100, SLOT = 200 };
+	struct wh_control_header *header = make_target();
+	struct wh_control_slot *slot = at(SLOT);
+	uint64_t n_slots = 0;
+	struct snapshot snapshot;
+	char why[SNAPSHOT_WHY_BYTES];
+
+	slot->state = WH_SLOT_LIVE;
+	slot->n_chunks = 4096;
+	slot->chunk_shift = 24;
+	for (uint32_t i = 0; i < WH_CONTROL_SLOTS; i++)
+		((uint32_t *)at(SLOTS))[i] = SLOT;
+	header->first_pool = FIRST;
+	header->n_pools = POOLS;
+	for (uint32_t i = 0; i < POOLS; i++) {
+		struct wh_control_pool *pool = at(FIRST + 2 * i);
+
+		pool->id = i + 1;
+		pool->next = i + 1 < POOLS ? FIRST + 2 * (i + 1) : 0;
+		pool->previous = i ? FIRST + 2 * (i - 1) : 0;
+		pool->slots = SLOTS;
+	}
+	cr_assert_eq(snapshot_take(&source, SNAPSHOT_POOLS, &snapshot, why), 0);
+	for (size_t i = 0; i < snapshot.n_pools; i++)
+		n_slots += snapshot.pools[i].n_slots;
+	cr_expect_leq(n_slots, WH_CONTROL_BYTES_MAX / sizeof(struct wh_control_slot));
+	cr_expect_leq(target.n_bytes, 3 * (uint64_t)WH_CONTROL_BYTES_MAX);
+	cr_expect(snapshot.n_problems > 0);
+	snapshot_fini(&snapshot);
+	free(target.memory);
+}
+
+Test(snapshot, many_torn_ports_are_not_waited_for_one_by_one)
+{
+	enum { PORTS = 10000, STEP = (sizeof(struct wh_stats_port) + 63) / 64 };
+	struct wh_control_header *header = make_target();
+	struct wh_stats_loop *loop = at(FIRST);
+	uint32_t first = FIRST + 64;
+	struct snapshot snapshot;
+	char why[SNAPSHOT_WHY_BYTES];
+
+	loop->id = 1;
+	loop->first_port = first;
+	loop->n_ports = PORTS;
+	header->first_loop = FIRST;
+	header->n_loops = 1;
+	for (uint32_t i = 0; i < PORTS; i++) {
+		struct wh_stats_port *port = at(first + STEP * i);
+
+		port->id = i + 2;
+		port->sequence = 1;
+		port->next = i + 1 < PORTS ? first + STEP * (i + 1) : 0;
+		port->previous = i ? first + STEP * (i - 1) : 0;
+	}
+	cr_assert_eq(snapshot_take(&source, SNAPSHOT_STATS, &snapshot, why), 0);
+	cr_expect_eq(snapshot.n_ports, PORTS);
+	for (size_t i = 0; i < snapshot.n_ports; i++)
+		cr_expect(snapshot.ports[i].torn);
+	/* The list once, each port once, and a few again. */
+	cr_expect_leq(target.n_reads, 5 * PORTS);
+	snapshot_fini(&snapshot);
+	free(target.memory);
+}
+
+/* A core dump of nothing but headers: each says where in the file its part is, and how long. */
+static unsigned char *make_core(const uint64_t (*parts)[2], uint16_t n, size_t size)
+{
+	unsigned char *file = calloc(1, size);
+	Elf64_Ehdr head = { .e_ident = { 0x7f, 'E', 'L', 'F', ELFCLASS64, ELFDATA2LSB, EV_CURRENT }, .e_type = ET_CORE,
+		.e_machine = EM_X86_64, .e_version = EV_CURRENT, .e_phoff = sizeof head, .e_ehsize = sizeof head,
+		.e_phentsize = sizeof(Elf64_Phdr), .e_phnum = n };
+
+	cr_assert(file);
+	memcpy(file, &head, sizeof head);
+	for (uint16_t i = 0; i < n; i++) {
+		Elf64_Phdr part = { .p_type = PT_LOAD, .p_vaddr = 0x10000 * (uint64_t)(i + 1), .p_offset = parts[i][0],
+			.p_filesz = parts[i][1] };
+
+		memcpy(file + sizeof head + i * sizeof part, &part, sizeof part);
+	}
+	return file;
+}
+
+Test(snapshot, a_core_dump_is_no_larger_than_its_file)
+{
+	enum { SIZE = 8192 };
+	static const uint64_t parts[][2] = {
+		{ 4096, UINT64_C(1) << 61 }, { SIZE, 4096 }, { UINT64_MAX - 10, 5 }, { 0, 4096 }, { 0, SIZE }
+	};
+	unsigned char *file = make_core(parts, 5, SIZE);
+	uint64_t all = 0, address;
+	struct core core;
+	char why[CORE_WHY_BYTES];
+
+	cr_assert_eq(core_open_memory(file, SIZE, &core, why), 0);
+	for (size_t i = 0; i < core.n_loads; i++) {
+		cr_assert_lt(core.loads[i].offset, SIZE);
+		cr_assert_leq(core.loads[i].size, SIZE - core.loads[i].offset);
+		all += core.loads[i].size;
+	}
+	cr_assert_eq(core.n_loads, 2);
+	cr_assert_leq(all, SIZE);
+	cr_expect_neq(core_find_control(&core, &address), 0);
+	core_close(&core);
+	free(file);
+}
