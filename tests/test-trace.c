@@ -224,6 +224,7 @@ Test(trace, a_full_socket_and_a_sleep)
 	unsigned n = 0;
 	struct apart p;
 
+	need_frames_to_wait_for_turns();
 	apart_open(&p, &traced, NULL, NULL);
 	/* So small that a frame or two fill it. */
 	cr_assert_eq(setsockopt(p.fds[0], SOL_SOCKET, SO_SNDBUF, &size, sizeof(size)), 0);
