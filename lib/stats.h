@@ -30,7 +30,7 @@ enum wh_stats_phase {
 	WH_PHASE_WORKS = 2,         /* dispatching: in the library, or in a callback */
 };
 
-/* Requests that the kernel holds, by kind: what `armed` counts. */
+/* Requests that the kernel holds, by kind: what `armed` counts. It got those that a turn asks for after that turn. */
 enum wh_stats_request {
 	WH_ARMED_RECEIVE,
 	WH_ARMED_SEND,

@@ -136,6 +136,32 @@ Test(inspect_trouble, other_versions_are_told_as_such)
 	said_free(&said);
 }
 
+Test(inspect_trouble, a_process_with_another_version_hides_no_other)
+{
+	struct scene other, ours;
+	struct said said;
+	bool listed = false;
+
+	scene_start(&other, play_forger, -1, OTHER_VERSION);
+	scene_start(&ours, play_leaker, -1, 1);
+	inspect(&said, "list", "--json", "--interval=0", NULL);
+	cr_expect_eq(said.status, 1);
+	expect_error(&said, "older than this tool: layout 2");
+	expect_error(&said, inspect_number(other.child.pid));
+	for (size_t i = 0; i < said_length(&said, "/processes"); i++)
+		listed |= said_count(&said, "/processes/%zu/pid", i) == (uint64_t)ours.child.pid;
+	cr_expect(listed, "%s", said.out);
+	said_free(&said);
+	/* And where both are asked for. */
+	inspect(&said, "rings", "--interval=0", inspect_number(other.child.pid), inspect_number(ours.child.pid), NULL);
+	cr_expect_eq(said.status, 1);
+	expect_one_line(&said);
+	expect_out(&said, inspect_number(ours.child.pid));
+	said_free(&said);
+	scene_end(&ours);
+	scene_end(&other);
+}
+
 Test(inspect_trouble, the_page_of_another_process_is_not_taken_for_its_own)
 {
 	struct said said;

@@ -143,6 +143,31 @@ Test(inspect, a_stopped_peer_shows_on_both_sides)
 	duo_end(&duo);
 }
 
+Test(inspect, a_full_socket_is_told_from_a_slow_peer)
+{
+	struct scene scene;
+	struct said said;
+	size_t loop = 0, port = 0;
+	char flags[48];
+
+	scene_start(&scene, play_stuck, -1, 0);
+	inspect_pid(&said, scene.child.pid, "show", "--json", "--interval=0");
+	while (!said_count(&said, "/processes/0/ports/%zu/tx_messages", port))
+		port++;
+	while (said_count(&said, "/processes/0/loops/%zu/id", loop) != said_count(&said, "/processes/0/ports/%zu/loop", port))
+		loop++;
+	snprintf(flags, sizeof flags, "/processes/0/ports/%zu/flags", port);
+	cr_expect(said_has_flag(&said, flags, "stuck"), "%s", said.out);
+	cr_expect_geq(said_count(&said, "/processes/0/ports/%zu/tx_socket_full", port), 1);
+	cr_expect_gt(said_count(&said, "/processes/0/ports/%zu/socket/peer_unread_bytes", port), 0);
+	cr_expect_eq(said_count(&said, "/processes/0/loops/%zu/stuck", loop), 1);
+	said_free(&said);
+	inspect_pid(&said, scene.child.pid, "ports", "--interval=0");
+	expect_out(&said, "  stuck\n");
+	said_free(&said);
+	scene_end(&scene);
+}
+
 Test(inspect, a_callback_that_hangs_is_named_with_its_port)
 {
 	struct duo duo;

@@ -73,6 +73,7 @@ int play_reader(struct scene *scene);   /* receives, and is done with each at on
 int play_hanger(struct scene *scene);   /* never returns from its first message's handler */
 int play_lender(struct scene *scene);   /* sends `number` buffers of 3000 bytes */
 int play_flooder(struct scene *scene);  /* when told by SIGUSR1, sends until it is refused */
+int play_stuck(struct scene *scene);    /* its socket is full: the peer, in the same process, reads nothing more */
 int play_leaker(struct scene *scene);   /* claims `number` buffers, and forgets them */
 int play_crowd(struct scene *scene);    /* has `number` pairs of ports on one loop */
 int play_victim(struct scene *scene);   /* its peer breaks the protocol */

@@ -222,6 +222,34 @@ int play_flooder(struct scene *scene)
 	return stay(&actor);
 }
 
+int play_stuck(struct scene *scene)
+{
+	static const struct wharf_port_ops silent = { .size = sizeof silent };
+	static const char bytes[16000];
+	struct wharf_port_stats stats = { .size = sizeof stats };
+	wharf_loop *slow;
+	struct actor actor;
+	int fds[2], size = 24576;
+
+	HARNESS_REQUIRE(wharf_pair(fds) == 0);
+	HARNESS_REQUIRE(wharf_loop_new(NULL, &slow) == 0);
+	HARNESS_REQUIRE(wharf_open(slow, fds[1], WHARF_OPT(port, .ops = &silent), NULL) == 0);
+	scene->fd = fds[0];
+	begin(&actor, scene, NULL);
+	/* A frame or two fill it. */
+	HARNESS_REQUIRE(setsockopt(fds[0], SOL_SOCKET, SO_SNDBUF, &size, sizeof size) == 0);
+	while (!actor.open) {
+		HARNESS_REQUIRE(wharf_loop_step(slow, 0) >= 0);
+		HARNESS_REQUIRE(wharf_loop_step(actor.loop, 0) >= 0);
+	}
+	while (!stats.tx_socket_full) {
+		HARNESS_REQUIRE(wharf_send_bytes(actor.port, 7, bytes, sizeof bytes) == 0);
+		HARNESS_REQUIRE(wharf_loop_step(actor.loop, 0) >= 0);
+		HARNESS_REQUIRE(wharf_port_stats(actor.port, &stats) == 0);
+	}
+	return stay(&actor);
+}
+
 int play_leaker(struct scene *scene)
 {
 	struct wharf_buf buf;
