@@ -203,7 +203,7 @@ struct wh_stats_entry {
 
 struct wh_stats_trace {
 	_Atomic uint64_t head;            /* events ever written */
-	uint32_t n_entries;               /* a power of two */
+	uint32_t n_entries;
 	uint32_t zero[13];
 	struct wh_stats_entry entries[];
 };

@@ -1,8 +1,10 @@
 /* SPDX-License-Identifier: MIT */
 /* wharf-inspect where something is in its way: garbage, other versions, ends, mistakes. */
 #include <criterion/criterion.h>
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -10,6 +12,7 @@
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "inspect-process.h"
@@ -260,6 +263,49 @@ Test(inspect_trouble, who_exits_between_two_looks)
 	cr_expect_eq(said.status, 1);
 	expect_one_line(&said);
 	said_free(&said);
+}
+
+static void *stay_around(void *scene)
+{
+	scene_ready(scene);
+	pause();
+	return NULL;
+}
+
+static int play_late_thread(struct scene *scene)
+{
+	wharf_loop *loop;
+	pthread_t thread;
+
+	HARNESS_REQUIRE(wharf_loop_new(NULL, &loop) == 0);
+	/* So that it begins some ticks after its process. */
+	nanosleep(&(struct timespec){ .tv_nsec = 50000000 }, NULL);
+	HARNESS_REQUIRE(pthread_create(&thread, NULL, stay_around, scene) == 0);
+	return pause();
+}
+
+Test(inspect_trouble, the_number_of_a_thread_stands_for_its_process)
+{
+	struct scene scene;
+	struct said said;
+	struct dirent *entry;
+	DIR *tasks;
+	char path[64];
+	int number = 0;
+
+	scene_start(&scene, play_late_thread, -1, 0);
+	snprintf(path, sizeof path, "/proc/%d/task", scene.child.pid);
+	tasks = opendir(path);
+	cr_assert_not_null(tasks);
+	while ((entry = readdir(tasks)))
+		if (*entry->d_name != '.' && atoi(entry->d_name) != scene.child.pid)
+			number = atoi(entry->d_name);
+	closedir(tasks);
+	inspect_pid(&said, number, "show", "--json", "--interval=0");
+	cr_assert_eq(said.status, 0, "%s", said.errors);
+	cr_expect_eq(said_count(&said, "/processes/0/pid"), (uint64_t)scene.child.pid);
+	said_free(&said);
+	scene_end(&scene);
 }
 
 static int play_undumpable(struct scene *scene)

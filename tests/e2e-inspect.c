@@ -330,6 +330,38 @@ Test(inspect, the_list_has_them_all_and_looks_need_no_help)
 	duo_end(&duo);
 }
 
+/* In seconds. */
+static double silent_for(const struct said *said)
+{
+	const char *sample = strstr(said->out, "\nwharf_port_peer_silent_seconds{");
+
+	sample = sample ? strstr(sample, "} ") : NULL;
+	cr_assert_not_null(sample);
+	return strtod(sample + 2, NULL);
+}
+
+Test(inspect, a_peer_that_has_read_a_little_is_not_silent_to_a_collector)
+{
+	struct duo duo;
+	struct said said;
+	double silent = 0;
+
+	/* It does not say that it has read so few; sooner or later it has. */
+	duo_start(&duo, play_keeper, play_lender, 1);
+	for (int i = 0; i < 100; i++) {
+		inspect_pid(&said, duo.sender.child.pid, "prometheus");
+		silent = silent_for(&said);
+		said_free(&said);
+		if (silent <= 0)
+			break;
+	}
+	cr_expect_leq(silent, 0);
+	inspect_pid(&said, duo.sender.child.pid, "ports", "--json", "--interval=0");
+	cr_expect_eq(said_count(&said, "/processes/0/ports/0/tx_unread_frames"), 1);
+	said_free(&said);
+	duo_end(&duo);
+}
+
 Test(inspect, numbers_for_a_collector_name_each_metric_once)
 {
 	struct duo duo;

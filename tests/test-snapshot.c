@@ -2,11 +2,20 @@
 /* What wharf-inspect reads of a process that means it ill: no more, and no longer, than of one that could be. */
 #include <criterion/criterion.h>
 #include <elf.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/magic.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <sys/vfs.h>
+#include <unistd.h>
 
 #include "core.h"
+#include "harness.h"
 #include "snapshot.h"
+#include "trace.h"
 
 TestSuite(snapshot, .timeout = 60);
 
@@ -113,6 +122,77 @@ Test(snapshot, many_torn_ports_are_not_waited_for_one_by_one)
 	snapshot_fini(&snapshot);
 	free(target.memory);
 }
+
+/* ---- Events ----------------------------------------------------------------------------------------------------- */
+
+static int make_wish(int fd)
+{
+	struct wh_trace_wish wish = { .magic = WH_TRACE_MAGIC, .version = WH_CONTROL_VERSION };
+
+	cr_assert_geq(fd, 0);
+	cr_assert_eq(pwrite(fd, &wish, sizeof wish, 0), sizeof wish);
+	return fd;
+}
+
+Test(snapshot, no_more_events_are_read_than_there_is_room_for)
+{
+	enum { LOOPS = 4, ENTRIES = 1 << 20, RING = 4096, STEP = sizeof(struct wh_stats_loop) / WH_CONTROL_UNIT };
+	struct wh_control_header *header = make_target();
+	struct wh_stats_trace *ring = at(RING);
+	struct subject subject = { .dumped = true, .source = source };
+	struct trace trace;
+	char why[PROCESS_WHY_BYTES];
+
+	subject.process.pid = getpid();
+	subject.process.control = -1;
+	subject.process.trace = make_wish(memfd_create("wharf-trace", MFD_CLOEXEC));
+	ring->n_entries = ENTRIES;
+	header->first_loop = FIRST;
+	header->n_loops = LOOPS;
+	for (uint32_t i = 0; i < LOOPS; i++) {
+		struct wh_stats_loop *loop = at(FIRST + STEP * i);
+
+		loop->id = i + 1;
+		loop->next = i + 1 < LOOPS ? FIRST + STEP * (i + 1) : 0;
+		loop->previous = i ? FIRST + STEP * (i - 1) : 0;
+		loop->trace = RING;
+	}
+	cr_assert_eq(trace_begin(&subject, 0, false, &trace, why), 0, "%s", why);
+	/* One that was being written when it was copied does not count. */
+	ring->head = ENTRIES;
+	cr_assert_eq(trace_poll(&trace, why), 0);
+	cr_expect_leq(trace.n_events, ENTRIES);
+	cr_expect_eq(trace.n_events + trace.n_lost, (uint64_t)LOOPS * ENTRIES);
+	trace_end(&trace);
+	snapshot_fini(&subject.now);
+	snapshot_fini(&subject.before);
+	close(subject.process.trace);
+	free(target.memory);
+}
+
+Test(snapshot, only_a_memfd_is_written_to)
+{
+	struct subject subject = { .dumped = true, .source = source };
+	char directory[HARNESS_PATH_MAX], path[HARNESS_PATH_MAX + 8], why[PROCESS_WHY_BYTES];
+	struct statfs where;
+	struct trace trace;
+
+	make_target();
+	harness_dir_make(directory);
+	snprintf(path, sizeof path, "%s/wish", directory);
+	subject.process.pid = getpid();
+	subject.process.trace = make_wish(open(path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600));
+	cr_assert_eq(fstatfs(subject.process.trace, &where), 0);
+	unlink(path);
+	harness_dir_remove(directory);
+	if (where.f_type == TMPFS_MAGIC)
+		cr_skip_test("temporary files are like memfds here");
+	cr_expect_eq(trace_begin(&subject, 0, false, &trace, why), -ENOENT);
+	close(subject.process.trace);
+	free(target.memory);
+}
+
+/* ---- Core dumps ------------------------------------------------------------------------------------------------- */
 
 /* A core dump of nothing but headers: each says where in the file its part is, and how long. */
 static unsigned char *make_core(const uint64_t (*parts)[2], uint16_t n, size_t size)

@@ -194,7 +194,7 @@ const struct process_fd *process_fd(const struct process *process, int fd)
 }
 
 /* Meanwhile the number may stand for anything, a device that takes its time to be opened or read included. */
-static int open_memfd(pid_t pid, int number)
+int process_open_memfd(pid_t pid, int number, int access)
 {
 	char path[PATH_BYTES];
 	struct stat status;
@@ -206,7 +206,7 @@ static int open_memfd(pid_t pid, int number)
 		return -errno;
 	if (!S_ISREG(status.st_mode))
 		return -ENOENT;
-	fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
+	fd = open(path, access | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
 	if (fd < 0)
 		return -errno;
 	if (fstat(fd, &status) < 0 || !S_ISREG(status.st_mode) || fstatfs(fd, &where) < 0 ||
@@ -231,7 +231,7 @@ static int find_control(struct process *process, char why[PROCESS_WHY_BYTES])
 
 		if (process->fds[i].kind != FD_CONTROL)
 			continue;
-		fd = open_memfd(process->pid, process->fds[i].fd);
+		fd = process_open_memfd(process->pid, process->fds[i].fd, O_RDONLY);
 		if (fd < 0) {
 			error = fd == -ENOENT || fd == -ESRCH ? -ESRCH : fd;
 			snprintf(why, PROCESS_WHY_BYTES, "its control memory cannot be opened: %s", strerror(-fd));
@@ -302,6 +302,14 @@ int process_open(pid_t pid, struct process *ret_process, char why[PROCESS_WHY_BY
 		return -ESRCH;
 	}
 	read_status(&process);
+	if (process.pid != pid) {
+		/* It was a thread's number: the process began earlier, and has other names and numbers. */
+		if (read_stat(process.pid, &process)) {
+			snprintf(why, PROCESS_WHY_BYTES, "it exited while it was looked at");
+			return -ESRCH;
+		}
+		read_status(&process);
+	}
 	error = read_fds(&process);
 	if (error) {
 		explain(&process, error, why);

@@ -46,6 +46,9 @@ bool process_still_there(const struct process *process);
 bool process_refresh(struct process *process, bool with_fds);
 const struct process_fd *process_fd(const struct process *process, int fd); /* NULL: not open */
 
+/* A descriptor of the process opened here, if it is of a memfd: O_RDONLY, O_RDWR. -ENOENT: it is not; -errno. */
+int process_open_memfd(pid_t pid, int number, int access);
+
 /* Numbers of all processes, ascending; free them. */
 pid_t *process_all(size_t *ret_n);
 

@@ -159,7 +159,7 @@ static void put_waits(const struct look *look)
 	for (size_t i = 0; i < look->n; i++) {
 		const struct snapshot *s = &look->subjects[i].now;
 		for (size_t k = 0; k < s->n_ports; k++) {
-			uint64_t ns = subject_since(&look->subjects[i], s->ports[k].s.unread_since_ns);
+			uint64_t ns = subject_unread_for(&look->subjects[i], &s->ports[k]);
 			put_process(name, &look->subjects[i]);
 			put_port_labels(s, &s->ports[k]);
 			printf("} %" PRIu64 ".%09u\n", ns / 1000000000, (unsigned)(ns % 1000000000));
@@ -219,7 +219,7 @@ int prometheus_run(const struct options *options)
 
 	/* No process at all is an answer, too. */
 	look_open(&look, options, options->n_pids ? 0 : LOOK_QUIET);
-	look_again(&look, SNAPSHOT_STATS | SNAPSHOT_POOLS, 0);
+	look_again(&look, SNAPSHOT_STATS | SNAPSHOT_POOLS, LOOK_SUSPECTS);
 	put_processes(&look);
 	for (size_t i = 0; i < wh_array_len(loop_metrics); i++)
 		put_loops(&look, &loop_metrics[i]);

@@ -7,7 +7,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -16,7 +15,7 @@
 /* So long it goes on when the reader dies. */
 #define WISH_NS UINT64_C(2000000000)
 
-enum { ENTRIES_MAX = 1 << 20 };
+enum { ENTRIES_MAX = 1 << 20 }; /* of a ring, and read in a poll */
 
 static uint64_t now_ns(void)
 {
@@ -66,22 +65,16 @@ static void ask(struct trace *trace)
 static int open_wish(const struct process *process, int *ret_fd, char why[PROCESS_WHY_BYTES])
 {
 	struct wh_trace_wish wish;
-	struct stat status;
-	char path[64];
 	int fd;
 
 	if (process->trace < 0) {
 		snprintf(why, PROCESS_WHY_BYTES, "it cannot be asked for events: it has no loop, or an older wharf");
 		return -ENODATA;
 	}
-	snprintf(path, sizeof path, "/proc/%d/fd/%d", process->pid, process->trace);
-	fd = stat(path, &status) == 0 && S_ISREG(status.st_mode)
-		? open(path, O_RDWR | O_CLOEXEC | O_NONBLOCK | O_NOCTTY)
-		: -1;
+	fd = process_open_memfd(process->pid, process->trace, O_RDWR);
 	if (fd < 0) {
-		int error = -errno;
-		snprintf(why, PROCESS_WHY_BYTES, "it may not be asked for events: %s", strerror(-error));
-		return error;
+		snprintf(why, PROCESS_WHY_BYTES, "it may not be asked for events: %s", strerror(-fd));
+		return fd;
 	}
 	if (!wish_get(fd, &wish) || wish.magic != WH_TRACE_MAGIC || wish.version != WH_CONTROL_VERSION) {
 		snprintf(why, PROCESS_WHY_BYTES, "it asks for events in another way than this tool: another version");
@@ -177,7 +170,7 @@ static void add_event(struct trace *trace, uint64_t loop, const struct wh_stats_
 static bool read_head(const struct source *source, uint64_t at, struct wh_stats_trace *ret_trace)
 {
 	return source_read(source, at, ret_trace, sizeof *ret_trace) == 0 && ret_trace->n_entries &&
-		ret_trace->n_entries <= ENTRIES_MAX && !(ret_trace->n_entries & (ret_trace->n_entries - 1));
+		ret_trace->n_entries <= ENTRIES_MAX;
 }
 
 /* The ring goes when nobody asks for events, and its memory becomes something else. */
@@ -190,10 +183,25 @@ static bool still_its(const struct source *source, const struct snap_loop *loop)
 		position == loop->s.trace;
 }
 
+/* The entries from `first` to `head` of a ring; NULL: they cannot be read. */
+static struct wh_stats_entry *read_entries(
+	const struct source *source, uint64_t at, uint32_t n_entries, uint64_t first, uint64_t head)
+{
+	uint64_t n = head - first, start = first % n_entries, part = n < n_entries - start ? n : n_entries - start;
+	struct wh_stats_entry *entries = memory_new(n, sizeof *entries);
+
+	at += sizeof(struct wh_stats_trace);
+	if (!source_read(source, at + start * sizeof *entries, entries, part * sizeof *entries) &&
+		!source_read(source, at, entries + part, (n - part) * sizeof *entries))
+		return entries;
+	free(entries);
+	return NULL;
+}
+
 static void read_ring(struct trace *trace, const struct snap_loop *loop)
 {
 	const struct source *source = &trace->subject->source;
-	uint64_t at = (uint64_t)loop->s.trace * WH_CONTROL_UNIT, first, head;
+	uint64_t at = (uint64_t)loop->s.trace * WH_CONTROL_UNIT, first, copied, head;
 	struct wh_stats_trace before, after;
 	struct wh_stats_entry *entries;
 	struct trace_ring *ring;
@@ -214,9 +222,12 @@ static void read_ring(struct trace *trace, const struct snap_loop *loop)
 		return;
 	n = before.n_entries;
 	first = head - ring->next > n ? head - n : ring->next;
-	entries = memory_new(n, sizeof *entries);
-	if (source_read(source, at + sizeof before, entries, n * sizeof *entries) || !read_head(source, at, &after) ||
-		after.n_entries != n || !still_its(source, loop)) {
+	if (head - first > trace->entries_left)
+		first = head - trace->entries_left;
+	trace->entries_left -= head - first;
+	copied = first;
+	entries = read_entries(source, at, n, first, head);
+	if (!entries || !read_head(source, at, &after) || after.n_entries != n || !still_its(source, loop)) {
 		free(entries);
 		return;
 	}
@@ -226,7 +237,7 @@ static void read_ring(struct trace *trace, const struct snap_loop *loop)
 		first = head;
 	trace->n_lost += first - ring->next;
 	for (uint64_t i = first; i < head; i++)
-		add_event(trace, loop->s.id, &entries[i & (n - 1)]);
+		add_event(trace, loop->s.id, &entries[i - copied]);
 	ring->next = head;
 	free(entries);
 }
@@ -246,6 +257,7 @@ int trace_poll(struct trace *trace, char why[PROCESS_WHY_BYTES])
 
 	trace->n_events = 0;
 	trace->n_lost = 0;
+	trace->entries_left = ENTRIES_MAX;
 	ask(trace);
 	error = subject_look(trace->subject, SNAPSHOT_STATS, why);
 	if (error)

@@ -30,7 +30,8 @@ struct trace {
 	size_t n_rings;
 	struct trace_event *events; /* of the last poll, by time */
 	size_t n_events;
-	uint64_t n_lost;            /* in the last poll: written over before they were read */
+	uint64_t n_lost;            /* in the last poll: written over before they were read, or too many to read */
+	uint64_t entries_left;      /* that this poll may read, of all rings together */
 };
 
 /* 0, and trace_end is owed; negative, and why. */
