@@ -27,10 +27,16 @@ void wh_port_flush_released(struct wharf_port *port, struct wh_accumulator *a)
 	a->bits = 0;
 }
 
+static void flush_all(struct wharf_port *port, struct wh_mapped *mapped)
+{
+	for (unsigned i = 0; i < WH_ACCUMULATORS; i++)
+		wh_port_flush_released(port, &mapped->released[i]);
+}
+
 void wh_port_flush_all_released(struct wharf_port *port)
 {
-	for (unsigned i = 0; port->mapped && i < WH_ACCUMULATORS; i++)
-		wh_port_flush_released(port, &port->mapped->released[i]);
+	if (port->mapped)
+		flush_all(port, port->mapped);
 }
 
 /* ---- Segments ---- */
@@ -211,7 +217,7 @@ void wh_port_on_retire(struct wharf_port *port, const struct wh_slot_record *r)
 		wh_port_violation(port, "it retires a segment that messages on their way lie in");
 		return;
 	}
-	wh_port_flush_all_released(port);
+	flush_all(port, port->mapped);
 	bytes = forget(port, r->slot);
 	/*
 	 * Taken messages may lie in it: those of a peer that believes otherwise, or one that a thread is about to let go. It
