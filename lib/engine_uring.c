@@ -142,14 +142,13 @@ static void feed_starved(struct wh_uring *uring)
 	uring->ration += !uring->ration;
 	uring->tried_in_vain = false;
 	for (size_t n = wh_min(uring->ration, free); n; n--) {
-		struct wh_list *first = wh_list_take_first(&uring->unfed);
+		struct wh_list *from = wh_list_empty(&uring->unfed) ? &uring->starved : &uring->unfed;
+		struct wh_link *link = wh_container_of(from->next, struct wh_link, wait);
 
-		if (!first)
-			first = wh_list_take_first(&uring->starved);
-		if (!first)
+		if (wh_list_empty(from))
 			break;
-		engine->n_starving--;
-		wh_link_want_receive(wh_container_of(first, struct wh_link, wait));
+		wh_uring_unstarve(link);
+		wh_link_want_receive(link);
 	}
 }
 

@@ -30,6 +30,7 @@ enum {
 /* wh_link.state */
 enum {
 	FED = OWN_STATES << 0,       /* has got a frame since it last asked for some */
+	STARVING = OWN_STATES << 1,  /* is in unfed or starved */
 };
 
 struct wh_uring {
@@ -87,12 +88,13 @@ static inline bool wh_uring_hungry(const struct wh_uring *uring)
 		!(wh_list_empty(&uring->unfed) && wh_list_empty(&uring->starved));
 }
 
-/* Of a link that is not detaching: it wants no buffer any more. */
+/* Of a link that is not detaching: it wants no frames any more. */
 static inline void wh_uring_unstarve(struct wh_link *link)
 {
-	if (!wh_list_linked(&link->wait))
-		return;
 	wh_list_remove(&link->wait);
+	if (!(link->state & STARVING))
+		return;
+	link->state &= ~(uint32_t)STARVING;
 	link->engine->n_starving--;
 }
 

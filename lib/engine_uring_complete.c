@@ -16,6 +16,7 @@ static void starve(struct wh_link *link)
 	uring->tried_in_vain |= !fed;
 	if ((link->state & (RECEIVING | DETACHING)) == RECEIVING && !wh_list_linked(&link->wait)) {
 		wh_list_append(fed ? &uring->starved : &uring->unfed, &link->wait);
+		link->state |= STARVING;
 		link->engine->n_starving++;
 	}
 }
