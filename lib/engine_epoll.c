@@ -67,19 +67,25 @@ static void look(struct wh_epoll *epoll, int64_t timeout_ns)
 /* Those that have got some, and may have more, are behind the others next time. */
 static void receive_ready(struct wh_epoll *epoll)
 {
-	const struct wh_engine *engine = &epoll->engine;
+	struct wh_engine *engine = &epoll->engine;
 	struct wh_list fed, *first;
 
 	wh_list_init(&fed);
 	while (engine->rx_lent < engine->rx_n && (first = wh_list_take_first(&epoll->ready))) {
 		struct wh_link *link = wh_container_of(first, struct wh_link, wait);
 
-		if (wh_link_read(link, FRAMES_MAX) == WH_RECEIVED_ALL)
-			link->armed |= WH_BIT(REQUEST_RECEIVE);
-		else
+		enum wh_receive received = wh_link_read(link, FRAMES_MAX);
+
+		engine->n_starved += received == WH_RECEIVED_STARVED;
+		if (received == WH_RECEIVED_ALL) {
+			wh_epoll_arm(link, REQUEST_RECEIVE);
+			epoll->n_ready--;
+		} else {
 			wh_list_append(&fed, first);
+		}
 	}
 	wh_list_splice(&epoll->ready, &fed);
+	engine->n_starving = engine->rx_lent < engine->rx_n ? 0 : epoll->n_ready;
 }
 
 static bool can_receive(const struct wh_epoll *epoll)

@@ -22,11 +22,24 @@ struct wh_epoll {
 	bool found;                /* the last look at what there is found something */
 	bool skipped;              /* the last turn did not ask the kernel */
 	struct wh_list ready;      /* links that may have frames, and want them */
+	uint32_t n_ready;
 };
 
 static inline struct wh_epoll *wh_epoll_of(const struct wh_engine *engine)
 {
 	return wh_container_of(engine, struct wh_epoll, engine);
+}
+
+static inline void wh_epoll_arm(struct wh_link *link, uint32_t request)
+{
+	link->engine->n_armed[request - 1] += !(link->armed & WH_BIT(request));
+	link->armed |= WH_BIT(request);
+}
+
+static inline void wh_epoll_disarm(struct wh_link *link, uint32_t request)
+{
+	link->engine->n_armed[request - 1] -= !!(link->armed & WH_BIT(request));
+	link->armed &= ~WH_BIT(request);
 }
 
 /* Puts a descriptor of the engine's own under the kernel's eyes. 0 or a negative errno. */

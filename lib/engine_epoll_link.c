@@ -34,6 +34,26 @@ static int control(struct wh_epoll *epoll, struct wh_link *link, uint32_t events
 	return error;
 }
 
+static void make_ready(struct wh_link *link)
+{
+	struct wh_epoll *epoll = wh_epoll_of(link->engine);
+
+	wh_assert(!wh_list_linked(&link->wait));
+	wh_list_append(&epoll->ready, &link->wait);
+	epoll->n_ready++;
+}
+
+static void make_unready(struct wh_link *link)
+{
+	struct wh_epoll *epoll = wh_epoll_of(link->engine);
+
+	if (!wh_list_linked(&link->wait))
+		return;
+	wh_list_remove(&link->wait);
+	epoll->n_ready--;
+	epoll->engine.n_starving = (uint32_t)wh_min(epoll->engine.n_starving, epoll->n_ready);
+}
+
 /* Nothing would ever be heard of the peer, so that is an end. */
 static void deaf(struct wh_link *link, int error)
 {
@@ -59,7 +79,7 @@ static void want_frames(struct wh_epoll *epoll, struct wh_link *link)
 	if (error)
 		deaf(link, error);
 	else
-		wh_list_append(&epoll->ready, &link->wait);
+		make_ready(link);
 }
 
 /* The kernel looks at once, and says so if there is room already. */
@@ -67,11 +87,11 @@ static void want_room(struct wh_epoll *epoll, struct wh_link *link)
 {
 	int error;
 
-	link->armed |= WH_BIT(REQUEST_WRITABLE);
+	wh_epoll_arm(link, REQUEST_WRITABLE);
 	error = control(epoll, link, interest(link, false));
 	if (!error)
 		return;
-	link->armed &= ~WH_BIT(REQUEST_WRITABLE);
+	wh_epoll_disarm(link, REQUEST_WRITABLE);
 	deaf(link, error);
 }
 
@@ -79,11 +99,11 @@ static void want_readable(struct wh_epoll *epoll, struct wh_link *link)
 {
 	int error;
 
-	link->armed |= WH_BIT(REQUEST_WATCH);
+	wh_epoll_arm(link, REQUEST_WATCH);
 	error = control(epoll, link, interest(link, true));
 	if (!error)
 		return;
-	link->armed &= ~WH_BIT(REQUEST_WATCH);
+	wh_epoll_disarm(link, REQUEST_WATCH);
 	link->watch_result = error;
 	wh_link_news(link, WH_EVENT_READABLE, &link->early);
 }
@@ -114,7 +134,7 @@ static void want_connections(struct wh_epoll *epoll, struct wh_link *link)
 		if (result < 0)
 			result = -errno;
 		if (result == -EAGAIN)
-			link->armed |= WH_BIT(REQUEST_ACCEPT);
+			wh_epoll_arm(link, REQUEST_ACCEPT);
 		else if (result != -EINTR)
 			wh_link_connection(link, result);
 	}
@@ -151,22 +171,23 @@ void wh_epoll_note(struct wh_link *link, uint32_t events)
 	uint32_t armed = link->armed;
 
 	if (armed & WH_BIT(REQUEST_WATCH)) {
-		link->armed &= ~WH_BIT(REQUEST_WATCH);
+		wh_epoll_disarm(link, REQUEST_WATCH);
 		link->watch_result = (int)events;
 		wh_link_news(link, WH_EVENT_READABLE, &link->early);
 		return;
 	}
 	if (armed & WH_BIT(REQUEST_WRITABLE) && events & (EPOLLOUT | EPOLLERR | EPOLLHUP)) {
-		link->armed &= ~WH_BIT(REQUEST_WRITABLE);
+		wh_epoll_disarm(link, REQUEST_WRITABLE);
 		control(wh_epoll_of(link->engine), link, interest(link, false));
 		wh_link_news(link, WH_EVENT_WRITABLE, &link->early);
 	}
 	if (!(events & ~(uint32_t)EPOLLOUT))
 		return;
-	link->armed &= ~(WH_BIT(REQUEST_RECEIVE) | WH_BIT(REQUEST_ACCEPT));
+	wh_epoll_disarm(link, REQUEST_RECEIVE);
+	wh_epoll_disarm(link, REQUEST_ACCEPT);
 	wh_link_want_accept(link);
 	if (wh_link_receives(link) && !wh_list_linked(&link->wait))
-		wh_list_append(&wh_epoll_of(link->engine)->ready, &link->wait);
+		make_ready(link);
 }
 
 void wh_epoll_pause(struct wh_engine *engine, struct wh_link *link)
@@ -174,7 +195,7 @@ void wh_epoll_pause(struct wh_engine *engine, struct wh_link *link)
 	(void)engine;
 	link->state &= ~(uint32_t)RECEIVING;
 	link->wanted &= ~WH_BIT(REQUEST_RECEIVE);
-	wh_list_remove(&link->wait);
+	make_unready(link);
 }
 
 void wh_epoll_detach(struct wh_engine *engine, struct wh_link *link)
@@ -192,6 +213,9 @@ void wh_epoll_detach(struct wh_engine *engine, struct wh_link *link)
 		send_frame(link);
 	else if (link->tx)
 		wh_link_sent(link, engine->broken ? engine->broken : -ECANCELED);
+	make_unready(link);
+	for (uint32_t request = REQUEST_RECEIVE; request <= REQUEST_ACCEPT; request++)
+		wh_epoll_disarm(link, request);
 	/* Whoever else has this socket would keep it registered, and us hearing of it. */
 	if (link->state & REGISTERED) {
 		engine->n_calls++;

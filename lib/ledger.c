@@ -383,6 +383,7 @@ static void count_engine(struct wharf_loop *loop)
 	put64(&s->completions, engine->n_completions);
 	put64(&s->overflows, engine->n_overflows);
 	put64(&s->no_buffers, engine->n_starved);
+	put64(&s->sleeps, engine->n_sleeps);
 	put64(&s->wakes, engine->n_wakes);
 }
 
@@ -414,9 +415,7 @@ void wh_ledger_work(struct wharf_loop *loop, uint64_t now_ns)
 		loop->turn_ns = now_ns;
 		return;
 	}
-	if (atomic_load_explicit(&loop->stats->phase, memory_order_relaxed) == WH_PHASE_WAITS)
-		wh_loop_count(loop, sleeps, 1);
-	else
+	if (atomic_load_explicit(&loop->stats->phase, memory_order_relaxed) != WH_PHASE_WAITS)
 		end_work(loop, now_ns);
 	loop->turn_ns = now_ns;
 	wh_loop_enter(loop, 0);

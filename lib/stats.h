@@ -30,7 +30,10 @@ enum wh_stats_phase {
 	WH_PHASE_WORKS = 2,         /* dispatching: in the library, or in a callback */
 };
 
-/* Requests that the kernel holds, by kind: what `armed` counts. It got those that a turn asks for after that turn. */
+/*
+ * Requests that the kernel holds, by kind: what `armed` counts. It got those that a turn asks for after that turn. With
+ * epoll: what links are at rest for, until it tells of an event.
+ */
 enum wh_stats_request {
 	WH_ARMED_RECEIVE,
 	WH_ARMED_SEND,
@@ -77,7 +80,7 @@ struct wh_stats_loop {
 	uint64_t started_ns;
 
 	uint64_t turns;
-	uint64_t sleeps;                  /* turns that waited in the kernel */
+	uint64_t sleeps;                  /* times that there was nothing to do, and it waited in the kernel */
 	uint64_t busy_ns;                 /* from wake-up to the next wait, by the turn's clock */
 	uint64_t longest_turn_ns;
 	uint64_t system_calls;            /* of the engine */

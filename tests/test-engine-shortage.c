@@ -25,6 +25,8 @@ ENGINE_TEST(more_datagrams_than_buffers)
 	/* All are held: nothing comes, and nobody keeps asking the kernel for what it has not. */
 	for (int i = 0; i < 10; i++)
 		cr_assert_eq(wh_engine_turn(engine, 0), 0);
+	cr_expect_eq(engine->n_starving, 1);
+	cr_expect_geq(engine->n_starved, 1);
 	n_calls = engine->n_calls;
 	for (int i = 0; i < 100; i++)
 		cr_assert_eq(wh_engine_turn(engine, 0), 0);
@@ -44,6 +46,30 @@ ENGINE_TEST(more_datagrams_than_buffers)
 	close(peer);
 	await(engine, WH_EVENT_EOF, &event);
 	detach(engine, &link);
+	cr_expect_eq(engine->n_starving, 0);
+	for (int i = 0; i < WH_ARMED_KINDS; i++)
+		cr_expect_eq(engine->n_armed[i], 0, "%u of kind %d", engine->n_armed[i], i);
+	wh_engine_close(engine);
+}
+
+ENGINE_TEST(who_has_frames_and_is_paused_does_not_starve)
+{
+	struct wh_engine *engine = open_small(rung, 2);
+	struct wh_link link;
+	int peer = open_link(engine, &link);
+
+	cr_assert_eq(wh_engine_turn(engine, 0), 0);
+	cr_assert_eq(put_number(peer, 0, 10), 0);
+	/* Where frames are not taken by the ring, it is told of them by now, and has not read them. */
+	cr_assert_eq(wh_engine_submit(engine), 0);
+	wh_engine_pause(engine, &link);
+	cr_expect_eq(engine->n_starving, 0);
+	wh_engine_receive(engine, &link);
+	take_number(engine, 0);
+	cr_expect_eq(engine->n_starving, 0);
+	cr_expect_eq(engine->n_starved, 0);
+	detach(engine, &link);
+	close(peer);
 	wh_engine_close(engine);
 }
 

@@ -141,10 +141,8 @@ Test(stats, counters_are_those_of_a_scripted_exchange)
 	cr_assert_gt(loop_a->system_calls, 0);
 	cr_assert_gt(loop_a->completions, 0);
 	cr_assert_eq(loop_a->tid, (uint32_t)gettid());
-	if (loop_a->engine == WH_STATS_URING)
-		cr_assert_eq(loop_a->armed[WH_ARMED_RECEIVE], 1);
-	else
-		cr_assert_eq(loop_a->engine, WH_STATS_EPOLL);
+	cr_assert(loop_a->engine == WH_STATS_URING || loop_a->engine == WH_STATS_EPOLL);
+	cr_assert_eq(loop_a->armed[WH_ARMED_RECEIVE], 1);
 	cr_assert_eq(loop_a->armed[WH_ARMED_SEND], 0);
 	cr_assert_eq(loop_a->rx_buffers, 64);
 	cr_assert_eq(loop_a->rx_buffers_lent, 0);
@@ -566,5 +564,24 @@ Test(stats, run_info_of_a_claim_says_since_when)
 	cr_assert_eq(info >> 32, 2);
 	wharf_buf_abandon(&buf);
 	wharf_pool_unref(pool);
+	wharf_loop_free(loop);
+}
+
+Test(stats, a_turn_that_has_something_to_do_is_no_sleep)
+{
+	struct wharf_loop_info info = { .size = sizeof(info) };
+	wharf_loop *loop;
+	uint64_t n;
+
+	cr_assert_eq(wharf_loop_new(NULL, &loop), 0);
+	cr_assert_geq(wharf_loop_step(loop, 0), 0);
+	n = loop->stats->sleeps;
+	cr_assert_eq(wharf_loop_wake(loop), 0);
+	cr_assert_geq(wharf_loop_step(loop, 1000000000), 0);
+	cr_expect_eq(loop->stats->sleeps, n);
+	cr_assert_geq(wharf_loop_step(loop, 1000000), 0);
+	cr_expect_eq(loop->stats->sleeps, n + 1);
+	cr_assert_eq(wharf_loop_info(loop, &info), 0);
+	cr_expect_eq(info.sleeps, loop->stats->sleeps);
 	wharf_loop_free(loop);
 }

@@ -31,7 +31,7 @@ enum { AS_IT_IS, SECONDS };
 
 static const struct metric loop_metrics[] = {
 	LOOP(COUNTER, BITS_64, AS_IT_IS, turns, "turns_total", "Turns."),
-	LOOP(COUNTER, BITS_64, AS_IT_IS, sleeps, "sleeps_total", "Turns that waited in the kernel."),
+	LOOP(COUNTER, BITS_64, AS_IT_IS, sleeps, "sleeps_total", "Times that it had nothing to do, and waited in the kernel."),
 	LOOP(COUNTER, BITS_64, SECONDS, busy_ns, "busy_seconds_total", "Time from wake-ups to the next wait."),
 	LOOP(GAUGE, BITS_64, SECONDS, longest_turn_ns, "longest_turn_seconds", "The longest turn."),
 	LOOP(COUNTER, BITS_64, AS_IT_IS, system_calls, "system_calls_total", "System calls of the engine."),
