@@ -123,6 +123,49 @@ Test(snapshot, many_torn_ports_are_not_waited_for_one_by_one)
 	free(target.memory);
 }
 
+Test(snapshot, times_of_a_clock_of_its_own_are_not_compared_with_ours)
+{
+	enum { STEP = sizeof(struct wh_stats_loop) / WH_CONTROL_UNIT, PORT = 100 };
+	struct wh_control_header *header = make_target();
+	struct subject subject = { .dumped = true };
+	char why[SNAPSHOT_WHY_BYTES];
+
+	header->first_loop = FIRST;
+	header->n_loops = 2;
+	for (uint32_t i = 0; i < 2; i++) {
+		struct wh_stats_loop *loop = at(FIRST + STEP * i);
+		struct wh_stats_port *port = at(FIRST + PORT * (i + 1));
+
+		loop->id = i + 1;
+		loop->next = i ? 0 : FIRST + STEP;
+		loop->previous = i ? FIRST : 0;
+		loop->flags = i ? 0 : WH_STATS_OWN_CLOCK;
+		loop->started_ns = loop->phase_since_ns = loop->next_deadline_ns = 1;
+		loop->n_ports = 1;
+		loop->first_port = FIRST + PORT * (i + 1);
+		port->id = i + 3;
+		port->opened_ns = port->last_tx_ns = port->last_rx_ns = port->unread_since_ns = port->blocked_since_ns = 1;
+		port->counts.tx_queued_bytes = 1;
+	}
+	cr_assert_eq(snapshot_take(&source, SNAPSHOT_STATS, &subject.now, why), 0);
+	cr_assert_eq(subject.now.n_ports, 2);
+	for (size_t i = 0; i < 2; i++) {
+		const struct wh_stats_loop *loop = &subject.now.loops[i].s;
+		const struct wh_stats_port *port = &subject.now.ports[i].s;
+
+		cr_expect_eq(subject_since(&subject, loop->started_ns) > 0, i > 0);
+		cr_expect_eq(subject_since(&subject, loop->phase_since_ns) > 0, i > 0);
+		cr_expect_eq(loop->next_deadline_ns > 0, i > 0);
+		cr_expect_eq(subject_since(&subject, port->opened_ns) > 0, i > 0);
+		cr_expect_eq(subject_since(&subject, port->last_tx_ns) > 0, i > 0);
+		cr_expect_eq(subject_since(&subject, port->last_rx_ns) > 0, i > 0);
+		cr_expect_eq(subject_since(&subject, port->blocked_since_ns) > 0, i > 0);
+		cr_expect_eq(subject_unread_for(&subject, &subject.now.ports[i]) > 0, i > 0);
+	}
+	snapshot_fini(&subject.now);
+	free(target.memory);
+}
+
 /* ---- Events ----------------------------------------------------------------------------------------------------- */
 
 static int make_wish(int fd)

@@ -8,6 +8,14 @@
 #include "rates.h"
 #include "wharf.h"
 
+static void add_since(struct json_object *to, const char *name, const struct subject *subject, uint64_t then_ns)
+{
+	if (then_ns)
+		json_add_count(to, name, subject_since(subject, then_ns));
+	else
+		json_add_text(to, name, NULL);
+}
+
 /* ---- Loops ---- */
 
 static void add_buckets(struct json_object *to, const char *name, const uint64_t buckets[WH_STATS_BUCKETS])
@@ -89,12 +97,12 @@ static void add_loop(struct json_object *array, const struct subject *subject, s
 	json_add_text(o, "broken", l->broken ? names_errno(l->broken) : NULL);
 	json_add_flags(o, "flags", l->flags, names_loop_flag);
 	json_add_text(o, "phase", names_phase(l->phase));
-	json_add_count(o, "phase_for_ns", subject_since(subject, l->phase_since_ns));
+	add_since(o, "phase_for_ns", subject, l->phase_since_ns);
 	if (port)
 		json_add_count(o, "in_port", port->s.id);
 	else
 		json_add_text(o, "in_port", NULL);
-	json_add_count(o, "up_ns", subject_since(subject, l->started_ns));
+	add_since(o, "up_ns", subject, l->started_ns);
 	json_add_count(o, "n_ports", l->n_ports);
 	json_add_count(o, "to_flush", l->n_dirty);
 	json_add_count(o, "stuck", l->n_waiting);
@@ -225,7 +233,7 @@ static void add_port(struct json_object *array, const struct subject *subject, s
 	json_add_flags(o, "flags", p->flags, names_port_flag);
 	json_add_integer(o, "fd", p->fd);
 	add_peer(o, p);
-	json_add_count(o, "open_for_ns", subject_since(subject, p->opened_ns));
+	add_since(o, "open_for_ns", subject, p->opened_ns);
 	json_add_count(o, "window", p->window);
 	json_add_count(o, "held_frames", p->held_frames);
 	json_add_count(o, "tx_queued_messages", p->tx_queued_messages);
@@ -233,8 +241,8 @@ static void add_port(struct json_object *array, const struct subject *subject, s
 	json_add_count(o, "streams_in", p->streams_in);
 	json_add_count(o, "calls_out", p->calls_out);
 	json_add_count(o, "calls_in", p->calls_in);
-	json_add_count(o, "last_tx_ago_ns", subject_since(subject, p->last_tx_ns));
-	json_add_count(o, "last_rx_ago_ns", subject_since(subject, p->last_rx_ns));
+	add_since(o, "last_tx_ago_ns", subject, p->last_tx_ns);
+	add_since(o, "last_rx_ago_ns", subject, p->last_rx_ns);
 	json_add_count(o, "unread_for_ns", subject_unread_for(subject, port));
 	json_add_count(o, "blocked_for_ns", blocked);
 	json_add_count(o, "blocked_ns", p->blocked_ns + blocked);

@@ -184,6 +184,23 @@ static void read_ports(struct reader *reader)
 	snapshot->n_ports = n;
 }
 
+/* Times of another clock than ours cannot be compared with now: unknown, like those that have not been. */
+static void drop_foreign_times(struct snapshot *snapshot)
+{
+	for (size_t i = 0; i < snapshot->n_loops; i++) {
+		struct wh_stats_loop *l = &snapshot->loops[i].s;
+
+		if (l->flags & WH_STATS_OWN_CLOCK)
+			l->phase_since_ns = l->next_deadline_ns = l->started_ns = 0;
+	}
+	for (size_t i = 0; i < snapshot->n_ports; i++) {
+		struct wh_stats_port *p = &snapshot->ports[i].s;
+
+		if (snapshot->loops[snapshot->ports[i].loop].s.flags & WH_STATS_OWN_CLOCK)
+			p->opened_ns = p->last_tx_ns = p->last_rx_ns = p->unread_since_ns = p->blocked_since_ns = 0;
+	}
+}
+
 /* ---- The whole ---- */
 
 static void forget(struct snapshot *snapshot)
@@ -292,6 +309,7 @@ int snapshot_take(
 	/* Lists, and what is in them: no byte belongs to two structures. */
 	reader.budget = reader.end;
 	read_ports(&reader);
+	drop_foreign_times(&snapshot);
 	reader_fill_pools(&reader, wants);
 	if (!source->core) {
 		clock_gettime(CLOCK_MONOTONIC, &now);

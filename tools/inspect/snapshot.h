@@ -2,7 +2,8 @@
 /*
  * A copy of what a process has in its control memory (lib/control.h, lib/stats.h), taken from outside while it goes on
  * or hangs. Everything in there may be garbage: positions are checked, lists are bounded, and no more is copied than
- * there can be. What changes under the reader is read again a few times; what stays torn is marked.
+ * there can be. What changes under the reader is read again a few times; what stays torn is marked. Times that a loop has
+ * of a clock of the program's own are 0.
  */
 #ifndef INSPECT_SNAPSHOT_H
 #define INSPECT_SNAPSHOT_H

@@ -61,7 +61,7 @@ void subject_look_at_sockets(struct subject *subject, const struct sockdiag *dia
 uint64_t subject_unread_for(const struct subject *subject, const struct snap_port *port);
 
 uint64_t subject_now_ns(const struct subject *subject);
-/* How long since a time that the process has noted, 0 if that is later than now. */
+/* How long since a time that the process has noted, 0 if that is later than now or not known. */
 uint64_t subject_since(const struct subject *subject, uint64_t then_ns);
 
 #endif

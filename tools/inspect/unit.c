@@ -65,6 +65,8 @@ const char *unit_time(uint64_t ns, unit_text text)
 	return text;
 }
 
+const char *unit_time_or_dash(uint64_t ns, unit_text text) { return ns ? unit_time(ns, text) : "-"; }
+
 bool unit_parse_time(const char *text, uint64_t *ret_ns)
 {
 	static const struct {

@@ -14,6 +14,7 @@ typedef char unit_text[UNIT_BYTES];
 const char *unit_size(uint64_t bytes, unit_text text);       /* "1.2M": powers of 1024 */
 const char *unit_rate(double per_second, unit_text text);    /* "1.2M": powers of 1024; "-": not known (negative) */
 const char *unit_count(double number, unit_text text);       /* "1.2M": powers of 1000; "-": not known (negative) */
+const char *unit_time_or_dash(uint64_t ns, unit_text text);  /* "-": 0 */
 const char *unit_time(uint64_t ns, unit_text text);          /* "1.2ms", "12s", "3m02s", "2h03m", "3d02h" */
 
 /* "5s", "1.5ms", "2m", "500us", "1h", "100ns"; without a unit: seconds. */

@@ -99,8 +99,6 @@ static struct ranked *rank(const struct subject *subject, bool worst)
 	return ranked;
 }
 
-static const char *time_or_dash(uint64_t ns, unit_text text) { return ns ? unit_time(ns, text) : "-"; }
-
 static void put_row(const struct subject *subject, const struct snap_port *port, struct table *table)
 {
 	const struct wh_stats_port *p = &port->s;
@@ -116,12 +114,12 @@ static void put_row(const struct subject *subject, const struct snap_port *port,
 	table_cell(table, STYLE_PLAIN, "%s", unit_size(p->counts.tx_queued_bytes, UNIT));
 	table_cell(table, STYLE_PLAIN, "%s", unit_size(p->counts.tx_lent_bytes, UNIT));
 	table_cell(table, STYLE_PLAIN, "%llu", (unsigned long long)p->counts.tx_unread_frames);
-	table_cell(table, STYLE_PLAIN, "%s", time_or_dash(p->lag_ns, UNIT));
+	table_cell(table, STYLE_PLAIN, "%s", unit_time_or_dash(p->lag_ns, UNIT));
 	table_cell(table, STYLE_PLAIN, "%s", unit_count(rates.tx_messages, UNIT));
 	table_cell(table, STYLE_PLAIN, "%s", unit_rate(rates.tx_bytes, UNIT));
 	table_cell(table, STYLE_PLAIN, "%s", unit_count(rates.rx_messages, UNIT));
 	table_cell(table, STYLE_PLAIN, "%s", unit_rate(rates.rx_bytes, UNIT));
-	table_cell(table, STYLE_PLAIN, "%s", time_or_dash(p->blocked_ns + blocked, UNIT));
+	table_cell(table, STYLE_PLAIN, "%s", unit_time_or_dash(p->blocked_ns + blocked, UNIT));
 	table_cell(table, STYLE_PLAIN, "%llu", (unsigned long long)p->counts.tx_dropped);
 	table_cell(table, style, "%s", note);
 }
@@ -185,7 +183,7 @@ static void put_peer(const struct subject *subject, const struct wh_stats_port *
 	} else {
 		page_item(page, STYLE_PLAIN, "its user is not known yet");
 	}
-	page_item(page, STYLE_PLAIN, "open for %s", unit_time(subject_since(subject, p->opened_ns), UNIT));
+	page_item(page, STYLE_PLAIN, "open for %s", unit_time_or_dash(subject_since(subject, p->opened_ns), UNIT));
 	page_end_line(page);
 }
 
@@ -208,7 +206,7 @@ static void put_out(
 	if (unread)
 		page_item(page, unread > NOTABLE_NS ? STYLE_BAD : STYLE_PLAIN, "peer has not read for %s",
 			unit_time(unread, UNIT));
-	page_item(page, STYLE_PLAIN, "last frame %s ago", unit_time(subject_since(subject, p->last_tx_ns), UNIT));
+	page_item(page, STYLE_PLAIN, "last frame %s ago", unit_time_or_dash(subject_since(subject, p->last_tx_ns), UNIT));
 	page_end_line(page);
 }
 
@@ -226,7 +224,7 @@ static void put_in(
 	if (p->held_frames)
 		page_item(page, STYLE_WARN, "%u frames held", p->held_frames);
 	page_item(page, STYLE_PLAIN, "maps %s of the peer", unit_size(c->rx_mapped_bytes, UNIT));
-	page_item(page, STYLE_PLAIN, "last frame %s ago", unit_time(subject_since(subject, p->last_rx_ns), UNIT));
+	page_item(page, STYLE_PLAIN, "last frame %s ago", unit_time_or_dash(subject_since(subject, p->last_rx_ns), UNIT));
 	page_end_line(page);
 }
 

@@ -73,7 +73,7 @@ void view_loops_table(const struct subject *subject, struct page *page)
 		table_cell(&table, STYLE_PLAIN, "%u", l->tid);
 		table_cell(&table, STYLE_PLAIN, "%s", names_engine_level(l->engine, l->rung, engine));
 		table_cell(&table, STYLE_PLAIN, "%s", names_phase(l->phase));
-		table_cell(&table, STYLE_PLAIN, "%s", unit_time(subject_since(subject, l->phase_since_ns), UNIT));
+		table_cell(&table, STYLE_PLAIN, "%s", unit_time_or_dash(subject_since(subject, l->phase_since_ns), UNIT));
 		table_cell(&table, STYLE_PLAIN, "%u", l->n_ports);
 		if (r.busy >= 0)
 			table_cell(&table, STYLE_PLAIN, "%.0f%%", 100 * (r.busy > 1 ? 1 : r.busy));
@@ -147,7 +147,7 @@ static void put_loop_state(const struct subject *subject, const struct snap_loop
 
 	page_item(page, STYLE_DIM, "now");
 	page_item(page, STYLE_PLAIN, "%s for %s", names_phase(l->phase),
-		unit_time(subject_since(subject, l->phase_since_ns), UNIT));
+		unit_time_or_dash(subject_since(subject, l->phase_since_ns), UNIT));
 	page_item(page, style, "%s", note);
 	if (l->next_deadline_ns > subject_now_ns(subject))
 		page_item(page, STYLE_PLAIN, "next deadline in %s",
@@ -261,7 +261,7 @@ void view_rings(const struct subject *subject, struct page *page)
 			page_item(page, STYLE_PLAIN, "thread %u", l->tid);
 		else
 			page_item(page, STYLE_WARN, "nobody has stepped it");
-		page_item(page, STYLE_PLAIN, "up %s", unit_time(subject_since(subject, l->started_ns), UNIT));
+		page_item(page, STYLE_PLAIN, "up %s", unit_time_or_dash(subject_since(subject, l->started_ns), UNIT));
 		for (unsigned bit = 0; bit < 32; bit++)
 			if (l->flags >> bit & 1 && names_loop_flag(bit))
 				page_item(page, STYLE_PLAIN, "%s", names_loop_flag(bit));
