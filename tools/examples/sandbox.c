@@ -252,25 +252,25 @@ struct trial {
 	char mode[20];
 	uint32_t close;        /* WHARF_CLOSE_* */
 	bool answered;         /* with something that could be true */
-	int64_t timeout_ns;    /* for its hello and its answer */
+	int64_t hello_ns, answer_ns; /* how long it may take for them */
 	int64_t grace_ns;      /* for its goodbye, when it has answered */
 	bool in_place;         /* its memory is read as it lies, which only who trusts it should do */
 };
 
 static struct trial trials[] = {
-	{ "honest", WHARF_CLOSE_LOCAL, true, 20 * SEC, 20 * SEC },
-	{ "quit", WHARF_CLOSE_PEER_ABORTED, false, 20 * SEC },        /* locked in like the honest, and gives up */
-	{ "mute", WHARF_CLOSE_TIMEOUT, false, 300 * MS },             /* does not even say hello */
-	{ "garbage", WHARF_CLOSE_VIOLATION, false, 20 * SEC },        /* something else than a hello */
-	{ "forge", WHARF_CLOSE_VIOLATION, false, 20 * SEC },          /* a frame of its own make */
-	{ "lie", WHARF_CLOSE_ABORTED, false, 20 * SEC },              /* a result that cannot be */
-	{ "scribble", WHARF_CLOSE_TIMEOUT, true, 20 * SEC, 300 * MS }, /* changes the result while it is read */
-	{ "scribble in place", WHARF_CLOSE_ABORTED, false, 20 * SEC, 0, true },
-	{ "hang", WHARF_CLOSE_ABORTED, false, 300 * MS },             /* never answers */
-	{ "die", WHARF_CLOSE_PEER_GONE, false, 20 * SEC },            /* half way through the answer */
-	{ "flood", WHARF_CLOSE_ABORTED, false, 20 * SEC },            /* answers and answers */
-	{ "descriptors", WHARF_CLOSE_VIOLATION, false, 20 * SEC },    /* would fill the table of ours */
-	{ "honest", WHARF_CLOSE_LOCAL, true, 20 * SEC, 20 * SEC },
+	{ "honest", WHARF_CLOSE_LOCAL, true, 20 * SEC, 20 * SEC, 20 * SEC },
+	{ "quit", WHARF_CLOSE_PEER_ABORTED, false, 20 * SEC, 20 * SEC },       /* locked in like the honest, and gives up */
+	{ "mute", WHARF_CLOSE_TIMEOUT, false, 300 * MS, 20 * SEC },            /* does not even say hello */
+	{ "garbage", WHARF_CLOSE_VIOLATION, false, 20 * SEC, 20 * SEC },       /* something else than a hello */
+	{ "forge", WHARF_CLOSE_VIOLATION, false, 20 * SEC, 20 * SEC },         /* a frame of its own make */
+	{ "lie", WHARF_CLOSE_ABORTED, false, 20 * SEC, 20 * SEC },             /* a result that cannot be */
+	{ "scribble", WHARF_CLOSE_TIMEOUT, true, 20 * SEC, 20 * SEC, 300 * MS },/* changes the result while it is read */
+	{ "scribble in place", WHARF_CLOSE_ABORTED, false, 20 * SEC, 20 * SEC, 0, true },
+	{ "hang", WHARF_CLOSE_ABORTED, false, 20 * SEC, 300 * MS },            /* never answers */
+	{ "die", WHARF_CLOSE_PEER_GONE, false, 20 * SEC, 20 * SEC },           /* half way through the answer */
+	{ "flood", WHARF_CLOSE_ABORTED, false, 20 * SEC, 20 * SEC },           /* answers and answers */
+	{ "descriptors", WHARF_CLOSE_VIOLATION, false, 20 * SEC, 20 * SEC },   /* would fill the table of ours */
+	{ "honest", WHARF_CLOSE_LOCAL, true, 20 * SEC, 20 * SEC, 20 * SEC },
 };
 enum { TRIALS = sizeof trials / sizeof *trials };
 
@@ -359,7 +359,7 @@ static int job_start(struct job *job, wharf_loop *loop, int document)
 	strcpy(mode, job->trial->mode);
 	int e = wharf_spawn(loop, WHARF_OPT(spawn, .argv = argv,
 		.port = WHARF_OPT(port, .ops = &ops, .user = job,
-			.open_timeout_ns = job->trial->timeout_ns,
+			.open_timeout_ns = job->trial->hello_ns,
 			.untrusted = !job->trial->in_place, /* private copies: nobody alters what is being checked */
 			.rx_fds_max = 0,
 			.rx_calls_max = 1,
@@ -380,7 +380,7 @@ static int job_start(struct job *job, wharf_loop *loop, int document)
 		.fds = &document, .n_fds = 1 }; /* duplicated: the document is ours still */
 	wharf_call_id id;
 	e = wharf_call(job->port, &out, WHARF_OPT(call, .on_reply = on_reply, .on_end = on_end, .user = job,
-		.timeout_ns = job->trial->timeout_ns), &id);
+		.timeout_ns = job->trial->answer_ns), &id);
 	if (e < 0)
 		wharf_buf_abandon(&buf);
 	return e;
