@@ -53,7 +53,8 @@ static struct wh_control_header *make_target(void)
 	header = (void *)target.memory;
 	header->magic = WH_CONTROL_MAGIC;
 	header->version = WH_CONTROL_VERSION;
-	header->size = header->used = SAID_BYTES;
+	header->size = SAID_BYTES;
+	header->used = SAID_BYTES;
 	return header;
 }
 
@@ -140,7 +141,8 @@ Test(snapshot, times_of_a_clock_of_its_own_are_not_compared_with_ours)
 		loop->next = i ? 0 : FIRST + STEP;
 		loop->previous = i ? FIRST : 0;
 		loop->flags = i ? 0 : WH_STATS_OWN_CLOCK;
-		loop->started_ns = loop->phase_since_ns = loop->next_deadline_ns = 1;
+		loop->started_ns = loop->next_deadline_ns = 1;
+		loop->phase_since_ns = 1;
 		loop->n_ports = 1;
 		loop->first_port = FIRST + PORT * (i + 1);
 		port->id = i + 3;
