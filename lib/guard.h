@@ -17,7 +17,7 @@ static inline bool wh_forked(void)
 {
 	/* Another thread may be making it: with this, what it wrote is seen. */
 	const volatile unsigned char *page = __atomic_load_n(&wh_guard_page, __ATOMIC_ACQUIRE);
-	return wh_unlikely(!*page);
+	return wh_unlikely(!__atomic_load_n(page, __ATOMIC_RELAXED));
 }
 
 /* Neither a forked child nor watched (trace.h), as far as loops have seen in their turns. */
