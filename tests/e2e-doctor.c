@@ -3,18 +3,16 @@
 #include <criterion/criterion.h>
 #include <errno.h>
 #include <json-c/json.h>
-#include <linux/filter.h>
-#include <linux/seccomp.h>
 #include <sched.h>
-#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
+
+#include "filter.h"
 
 TestSuite(doctor, .timeout = 60);
 
@@ -26,20 +24,6 @@ struct ailment {
 	const char *engine;   /* WHARF_ENGINE */
 	bool one_cpu;
 };
-
-static void refuse(int call, int error)
-{
-	struct sock_filter rules[] = {
-		BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
-		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, (uint32_t)call, 0, 1),
-		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | (uint32_t)error),
-		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
-	};
-	struct sock_fprog program = { .len = sizeof(rules) / sizeof(rules[0]), .filter = rules };
-
-	if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0 || prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program) < 0)
-		_exit(90);
-}
 
 static void suffer(const struct ailment *a)
 {
@@ -60,10 +44,10 @@ static void suffer(const struct ailment *a)
 	unsetenv("WHARF_ENGINE");
 	if (a->engine)
 		setenv("WHARF_ENGINE", a->engine, 1);
-	if (a->uring_errno)
-		refuse(SYS_io_uring_setup, a->uring_errno);
-	if (a->memfd_errno)
-		refuse(SYS_memfd_create, a->memfd_errno);
+	if (a->uring_errno && filter_refuse(SYS_io_uring_setup, (uint32_t)a->uring_errno) < 0)
+		_exit(90);
+	if (a->memfd_errno && filter_refuse(SYS_memfd_create, (uint32_t)a->memfd_errno) < 0)
+		_exit(90);
 }
 
 /* The exit status; its standard output in `text`. */

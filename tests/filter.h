@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* A filter that lets one system call fail, as containers do. */
+/* Filters of system calls: those that let one fail, as containers do, and the way to install any. */
 #ifndef FILTER_H
 #define FILTER_H
 
@@ -10,6 +10,16 @@
 #include <stdint.h>
 #include <sys/prctl.h>
 
+/* In this thread and whatever comes of it. 0 or a negative errno. */
+static inline int filter_install(struct sock_filter *filter, size_t n)
+{
+	struct sock_fprog program = { .len = (unsigned short)n, .filter = filter };
+
+	if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0 || prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program) < 0)
+		return -errno;
+	return 0;
+}
+
 /* From here on, in this thread and whatever comes of it, `number` answers `error`. 0 or a negative errno. */
 static inline int filter_refuse(uint32_t number, uint32_t error)
 {
@@ -19,11 +29,8 @@ static inline int filter_refuse(uint32_t number, uint32_t error)
 		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | error),
 		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
 	};
-	struct sock_fprog program = { .len = sizeof(filter) / sizeof(filter[0]), .filter = filter };
 
-	if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0 || prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program) < 0)
-		return -errno;
-	return 0;
+	return filter_install(filter, sizeof(filter) / sizeof(filter[0]));
 }
 
 /* The same, but only where the low half of argument `index` is `value`. */
@@ -37,11 +44,8 @@ static inline int filter_refuse_argument(uint32_t number, unsigned index, uint32
 		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | error),
 		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
 	};
-	struct sock_fprog program = { .len = sizeof(filter) / sizeof(filter[0]), .filter = filter };
 
-	if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0 || prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program) < 0)
-		return -errno;
-	return 0;
+	return filter_install(filter, sizeof(filter) / sizeof(filter[0]));
 }
 
 #endif

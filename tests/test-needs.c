@@ -1,14 +1,12 @@
 /* SPDX-License-Identifier: MIT */
 /* The tables of what the library asks of the kernel are whole: everything else is forbidden, and it works. */
-#include <linux/filter.h>
-#include <linux/seccomp.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <sys/prctl.h>
 #include <sys/syscall.h>
 
 #include "loop.h"
+#include "filter.h"
 #include "needs.h"
 #include "test-engine.h"
 
@@ -52,7 +50,6 @@ static void lock_in(uint32_t occasions, uint32_t engine)
 {
 	uint32_t other = engine == WHARF_ENGINE_EPOLL ? WH_NEED_URING : WH_NEED_EPOLL;
 	struct sock_filter rules[RULES_MAX], *end = rules;
-	struct sock_fprog program = { .filter = rules };
 	struct sigaction action = { .sa_sigaction = on_forbidden, .sa_flags = SA_SIGINFO };
 
 	HARNESS_REQUIRE(sigaction(SIGSYS, &action, NULL) == 0);
@@ -63,9 +60,7 @@ static void lock_in(uint32_t occasions, uint32_t engine)
 	for (size_t i = 0; i < sizeof(besides) / sizeof(besides[0]); i++)
 		end = allow(end, (uint32_t)besides[i]);
 	*end++ = (struct sock_filter)BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_TRAP);
-	program.len = (unsigned short)(end - rules);
-	HARNESS_REQUIRE(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0);
-	HARNESS_REQUIRE(prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program) == 0);
+	HARNESS_REQUIRE(filter_install(rules, (size_t)(end - rules)) == 0);
 }
 
 struct sides {

@@ -2,18 +2,15 @@
 /* What loops and ports show in control memory: counters, what is published at the end of turns, lists. */
 #include <criterion/criterion.h>
 #include <errno.h>
-#include <linux/audit.h>
-#include <linux/filter.h>
-#include <linux/seccomp.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include "apart.h"
 #include "control.h"
+#include "filter.h"
 #include "harness.h"
 #include "pool_internal.h"
 #include "port.h"
@@ -423,25 +420,12 @@ Test(stats, a_forked_child_has_its_own)
 	apart_free(&p);
 }
 
-static bool forbid_memfds(void)
-{
-	struct sock_filter code[] = {
-		BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
-		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_memfd_create, 0, 1),
-		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EPERM),
-		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
-	};
-	struct sock_fprog program = { .len = sizeof(code) / sizeof(code[0]), .filter = code };
-
-	return !prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) && !prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program);
-}
-
 static int without_memfds(void *user)
 {
 	struct wharf_task task = { .run = note, .user = user };
 	wharf_loop *loop;
 
-	HARNESS_REQUIRE(forbid_memfds());
+	HARNESS_REQUIRE(filter_refuse(SYS_memfd_create, EPERM) == 0);
 	HARNESS_REQUIRE(wharf_loop_new(NULL, &loop) == 0);
 	HARNESS_REQUIRE(!wh_control_owns(loop->stats));
 	HARNESS_REQUIRE(wharf_loop_post(loop, &task) == 0);
