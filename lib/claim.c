@@ -10,8 +10,8 @@
  */
 #include <errno.h>
 #include <string.h>
-#include <time.h>
 
+#include "clock.h"
 #include "pool_internal.h"
 
 enum {
@@ -24,13 +24,7 @@ enum {
 /* A lap may take 50 us, and a segment that is made again costs 3 us a page: idle is what is idle for a while. */
 uint64_t wh_pool_idle_ns = 2000000000;
 
-static uint64_t now_ns(void)
-{
-	struct timespec t;
-
-	clock_gettime(CLOCK_MONOTONIC_COARSE, &t);
-	return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
-}
+static uint64_t now_ns(void) { return wh_clock_ns(CLOCK_MONOTONIC_COARSE); }
 
 static bool has_slot(const struct wh_class *class, unsigned slot)
 {

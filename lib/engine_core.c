@@ -8,8 +8,9 @@
 #include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
-#include <time.h>
 #include <unistd.h>
+
+#include "clock.h"
 
 /* ---- Memory and descriptors -------------------------------------------------------------------------------------- */
 
@@ -223,13 +224,7 @@ int wh_engine_wake(struct wh_engine *engine)
 	return wh_ring_bell(atomic_load(&engine->bell));
 }
 
-int64_t wh_engine_clock(void)
-{
-	struct timespec now;
-
-	clock_gettime(CLOCK_MONOTONIC, &now);
-	return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
-}
+int64_t wh_engine_clock(void) { return (int64_t)wh_clock_ns(CLOCK_MONOTONIC); }
 
 int64_t wh_engine_until(int64_t deadline_ns)
 {

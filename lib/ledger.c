@@ -4,9 +4,9 @@
 
 #include <errno.h>
 #include <string.h>
-#include <time.h>
 #include <unistd.h>
 
+#include "clock.h"
 #include "control.h"
 #include "port.h"
 
@@ -399,13 +399,7 @@ void wh_ledger_wait(struct wharf_loop *loop, uint64_t now_ns, int64_t timeout_ns
 /* Of CLOCK_MONOTONIC, whatever clock the loop has: one store in a millisecond, of whichever loop comes first. */
 static void set_pool_now(const struct wharf_loop *loop, uint64_t now_ns)
 {
-	struct timespec now;
-
-	if (wh_unlikely(loop->clock_ns)) {
-		clock_gettime(CLOCK_MONOTONIC_COARSE, &now);
-		now_ns = (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
-	}
-	wh_pool_set_now(now_ns);
+	wh_pool_set_now(wh_unlikely(loop->clock_ns) ? wh_clock_ns(CLOCK_MONOTONIC_COARSE) : now_ns);
 }
 
 void wh_ledger_work(struct wharf_loop *loop, uint64_t now_ns)

@@ -10,6 +10,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "clock.h"
 #include "options.h"
 #include "port.h"
 
@@ -35,12 +36,7 @@ static void plain_free(void *memory, void *user)
 
 uint64_t wh_loop_clock(const struct wharf_loop *loop)
 {
-	struct timespec t;
-
-	if (loop->clock_ns)
-		return loop->clock_ns(loop->user);
-	clock_gettime(CLOCK_MONOTONIC, &t);
-	return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+	return loop->clock_ns ? loop->clock_ns(loop->user) : wh_clock_ns(CLOCK_MONOTONIC);
 }
 
 void wh_loop_say(const struct wharf_loop *loop, const char *format, ...)

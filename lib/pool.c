@@ -11,6 +11,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "clock.h"
 #include "options.h"
 #include "pool_internal.h"
 
@@ -289,13 +290,7 @@ static void set_name(struct wharf_pool *pool, const char *name)
 }
 
 /* Claims are dated by it, also before the first turn of any loop, or without one. */
-static void look_at_clock(void)
-{
-	struct timespec t;
-
-	clock_gettime(CLOCK_MONOTONIC, &t);
-	wh_pool_set_now((uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec);
-}
+static void look_at_clock(void) { wh_pool_set_now(wh_clock_ns(CLOCK_MONOTONIC)); }
 
 int wharf_pool_new(const struct wharf_pool_options *options, wharf_pool **ret_pool)
 {

@@ -3,8 +3,8 @@
 #include "trace.h"
 
 #include <string.h>
-#include <time.h>
 
+#include "clock.h"
 #include "control.h"
 #include "port.h"
 
@@ -105,15 +105,12 @@ static bool wanted(struct wharf_loop *loop, uint64_t until_ns)
 {
 	struct wh_trace *t = &loop->trace;
 	uint64_t now_ns = loop->turn_ns;
-	struct timespec now;
 
 	if (!until_ns || until_ns == t->over_ns)
 		return false;
 	/* The only look at another clock than the turn's: while a trace lasts. */
-	if (loop->clock_ns) {
-		clock_gettime(CLOCK_MONOTONIC, &now);
-		now_ns = (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
-	}
+	if (loop->clock_ns)
+		now_ns = wh_clock_ns(CLOCK_MONOTONIC);
 	if (until_ns > now_ns)
 		return until_ns - now_ns <= WISH_NS_MAX;
 	t->over_ns = until_ns;
